@@ -1,0 +1,1 @@
+//! L1 windows and the L2 cache.

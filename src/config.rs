@@ -1,0 +1,1 @@
+//! Checked configuration: parse, resolve against the machine, freeze.

@@ -1,0 +1,148 @@
+//! Names of things: content addresses, and a newtype for every number that names something.
+//!
+//! Floor 0: nothing of the project is imported here. This is the only file that calls BLAKE3.
+//!
+//! Invariants
+//! - equal bytes of one kind have one [`ObjectId`]; a list's id can't equal a blob's id, since
+//!   lists are hashed under their own key.
+//! - the numbers here mean something only inside one data directory or one run; only an
+//!   [`ObjectId`] and an agent's name travel.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// Longest key, in bytes.
+pub const KEY_BYTES_MAX: usize = 1024;
+/// Longest agent name, in bytes.
+pub const AGENT_NAME_BYTES_MAX: usize = 255;
+/// Largest value, in bytes.
+pub const VALUE_BYTES_MAX: u64 = 64 << 20;
+/// Bytes of an [`ObjectId`].
+pub const OBJECT_ID_BYTES: usize = 32;
+
+/// Separates the ids of lists from those of blobs; any constant serves, this one is readable.
+const LIST_KEY: &[u8; 32] = b"helios: id of a list of parts v1";
+
+/// The name of immutable bytes: the BLAKE3 hash of them, 32 bytes.
+///
+/// ```
+/// use helios::id::ObjectId;
+/// let id = ObjectId::of_blob(b"state");
+/// assert_eq!(id.to_string().parse::<ObjectId>().unwrap(), id);
+/// assert_ne!(id, ObjectId::of_list(b"state"));
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ObjectId([u8; OBJECT_ID_BYTES]);
+
+impl ObjectId {
+    /// The id of a value, or of a part of a large value: plain BLAKE3 of its bytes.
+    #[must_use]
+    pub fn of_blob(bytes: &[u8]) -> Self {
+        Self(*blake3::hash(bytes).as_bytes())
+    }
+
+    /// The id of a list object (the parts of a large value): BLAKE3 keyed with the constant
+    /// `helios: id of a list of parts v1`.
+    #[must_use]
+    pub fn of_list(bytes: &[u8]) -> Self {
+        Self(*blake3::keyed_hash(LIST_KEY, bytes).as_bytes())
+    }
+
+    /// An id read from a record or a message. Any 32 bytes are an id of something.
+    #[must_use]
+    pub const fn from_bytes(bytes: [u8; OBJECT_ID_BYTES]) -> Self {
+        Self(bytes)
+    }
+
+    /// The 32 bytes.
+    #[must_use]
+    pub const fn as_bytes(&self) -> &[u8; OBJECT_ID_BYTES] {
+        &self.0
+    }
+
+    /// The first 8 bytes as a number: already uniform, so tables use it as their hash.
+    #[must_use]
+    pub fn hash64(&self) -> u64 {
+        u64::from_le_bytes(self.0[..8].try_into().expect("8 of 32 bytes"))
+    }
+}
+
+impl fmt::Display for ObjectId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for ObjectId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+/// Text that is not an object id.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("an object id is 64 hexadecimal digits")]
+pub struct BadObjectId;
+
+impl FromStr for ObjectId {
+    type Err = BadObjectId;
+
+    fn from_str(text: &str) -> Result<Self, BadObjectId> {
+        let digits = text.as_bytes();
+        if digits.len() != 2 * OBJECT_ID_BYTES {
+            return Err(BadObjectId);
+        }
+        let mut bytes = [0; OBJECT_ID_BYTES];
+        for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
+            let high = (pair[0] as char).to_digit(16).ok_or(BadObjectId)?;
+            let low = (pair[1] as char).to_digit(16).ok_or(BadObjectId)?;
+            *byte = (high << 4 | low) as u8;
+        }
+        Ok(Self(bytes))
+    }
+}
+
+macro_rules! number {
+    ($(#[$doc:meta])* $name:ident($int:ty)) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+        pub struct $name(pub $int);
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{}", self.0)
+            }
+        }
+    };
+}
+
+number!(/// A shard: its place in the data directory and in the mesh.
+    ShardNo(u16));
+number!(/// An agent within its shard, given at creation, stored in records, never reused.
+    AgentNo(u32));
+number!(/// A segment file within its shard, counted from 1 in the order of the log.
+    SegmentNo(u32));
+number!(/// An attached process, for the life of one runtime; never reused.
+    SessionNo(u64));
+number!(/// A lane within its session.
+    LaneNo(u32));
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_blake3_and_lists_are_apart() {
+        // The published BLAKE3 vector for the empty input.
+        let empty = "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262";
+        assert_eq!(ObjectId::of_blob(b"").to_string(), empty);
+        assert_ne!(ObjectId::of_blob(b""), ObjectId::of_list(b""));
+    }
+
+    #[test]
+    fn text_that_is_no_id_is_refused() {
+        for text in ["", "af", &"g".repeat(64), &"é".repeat(32), &"a".repeat(65)] {
+            assert_eq!(text.parse::<ObjectId>(), Err(BadObjectId), "{text}");
+        }
+    }
+}

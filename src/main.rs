@@ -1,0 +1,2 @@
+//! The `helios` program.
+fn main() {}

@@ -1,0 +1,1 @@
+//! The SPSC mesh between cores.

@@ -1,0 +1,1 @@
+//! L3: append-only segment files.
