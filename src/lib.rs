@@ -10,4 +10,5 @@ pub mod metrics;
 pub mod runtime;
 pub mod segment;
 pub mod shard;
+pub mod shared;
 pub mod topology;
