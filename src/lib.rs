@@ -11,4 +11,5 @@ pub mod runtime;
 pub mod segment;
 pub mod shard;
 pub mod shared;
+pub mod state;
 pub mod topology;
