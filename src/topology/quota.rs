@@ -256,6 +256,10 @@ mod tests {
         assert_eq!(read_under(root.path()), Some(2500));
         write("sys/fs/cgroup/pod/box/cpu.max", "150000 100000\n");
         assert_eq!(read_under(root.path()), Some(1500));
+        // The nearest group may grant more than one above it has.
+        write("sys/fs/cgroup/pod/box/cpu.max", "800000 100000\n");
+        assert_eq!(read_under(root.path()), Some(2500));
+        write("sys/fs/cgroup/pod/box/cpu.max", "150000 100000\n");
         // A group beside the way up has no say.
         write("sys/fs/cgroup/pod/other/cpu.max", "1000 100000\n");
         assert_eq!(read_under(root.path()), Some(1500));
