@@ -135,6 +135,10 @@ fn a_bad_value_is_named_with_file_line_and_key() {
             "out of range; write a size from 1MiB to 1GiB",
         ),
         (
+            r#"segment_bytes = "4097MiB""#,
+            "out of range; write a size from 1MiB to 1GiB",
+        ),
+        (
             r#"memory_max = "15MiB""#,
             "out of range; write a size from 16MiB to 16TiB",
         ),
