@@ -5,8 +5,9 @@
 //!
 //! Invariants
 //! - everything is little-endian; records begin on multiples of [`RECORD_ALIGN`].
-//! - a record's head (header, id, key) is covered by its checksum, seeded by log and segment, so
-//!   that bytes of another segment or directory never parse. Its payload is covered by its id.
+//! - a record's head (header, id, key) is covered by its checksum, which continues that of the
+//!   record before it, and at the start of a segment that of its header: a record is valid only
+//!   behind the very bytes that it was written behind. Its payload is covered by its id.
 //! - decoding never panics and never reads outside the slice, whatever the bytes are.
 
 use crate::id::{AGENT_NAME_BYTES_MAX, VALUE_BYTES_MAX};
@@ -268,15 +269,6 @@ pub const fn align(bytes: usize) -> usize {
     bytes.next_multiple_of(RECORD_ALIGN)
 }
 
-/// What every checksum of one segment starts from: the CRC-32 of log id and segment number.
-#[must_use]
-pub fn checksum_seed(log_id: LogId, segment: SegmentNo) -> u32 {
-    let mut bytes = [0; 12];
-    bytes[..8].copy_from_slice(&log_id.0.to_le_bytes());
-    bytes[8..].copy_from_slice(&segment.0.to_le_bytes());
-    crc32fast::hash(&bytes)
-}
-
 /// CRC-32 of `bytes`, continued from `seed` (zlib's `crc32(seed, bytes)`).
 fn checksum(seed: u32, bytes: &[u8]) -> u32 {
     let mut hasher = crc32fast::Hasher::new_with_initial(seed);
@@ -284,17 +276,26 @@ fn checksum(seed: u32, bytes: &[u8]) -> u32 {
     hasher.finalize()
 }
 
-/// Appends a record to `out`, padding included, and returns the bytes of its head.
+/// A record that was encoded.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Encoded {
+    /// Bytes of header, id and key.
+    pub head_bytes: usize,
+    /// Seed of the next record.
+    pub checksum: u32,
+}
+
+/// Appends a record to `out`, padding included.
 ///
-/// `take` counts the log's rollbacks: see `FORMAT.md`. The record must be
-/// [`Record::within_limits`].
+/// `take` counts the log's rollbacks: see `FORMAT.md`. `seed` is the checksum of the record
+/// before it, or of the segment's header. The record must be [`Record::within_limits`].
 pub fn encode(
     record: &Record<'_>,
     sequence: Sequence,
     take: u32,
     seed: u32,
     out: &mut Vec<u8>,
-) -> usize {
+) -> Encoded {
     assert!(
         record.within_limits(),
         "a record larger than the format allows"
@@ -359,11 +360,14 @@ pub fn encode(
     }
     out.extend_from_slice(key);
     let head_bytes = out.len() - start;
-    let sum = checksum(seed, &out[start + 4..]);
-    out[start..start + 4].copy_from_slice(&sum.to_le_bytes());
+    let checksum = checksum(seed, &out[start + 4..]);
+    out[start..start + 4].copy_from_slice(&checksum.to_le_bytes());
     out.extend_from_slice(payload);
     out.resize(start + align(out.len() - start), 0);
-    head_bytes
+    Encoded {
+        head_bytes,
+        checksum,
+    }
 }
 
 fn list_flag(kind: ValueKind) -> u8 {
@@ -388,6 +392,8 @@ pub struct Decoded<'a> {
     pub payload_bytes: Option<u32>,
     /// Bytes of the record, padding included.
     pub record_bytes: u32,
+    /// Seed of the next record.
+    pub checksum: u32,
 }
 
 /// Why bytes are no record.
@@ -442,6 +448,7 @@ pub fn decode(bytes: &[u8], seed: u32) -> Result<Decoded<'_>, Invalid> {
         head_bytes: head_bytes as u32,
         payload_bytes: has_payload.then_some(payload_bytes),
         record_bytes: align(head_bytes + payload_bytes as usize) as u32,
+        checksum: u32_at(header, 0),
     })
 }
 
@@ -518,6 +525,8 @@ pub struct SegmentHeader {
     pub first: Sequence,
     /// Rollbacks of the log before it was begun.
     pub take: u32,
+    /// Checksum of the last record before it, 0 if there is none.
+    pub previous: u32,
 }
 
 /// Why 64 bytes are no header of a segment that can be read.
@@ -550,9 +559,16 @@ impl SegmentHeader {
         bytes[20..24].copy_from_slice(&self.take.to_le_bytes());
         bytes[24..32].copy_from_slice(&self.log_id.0.to_le_bytes());
         bytes[32..40].copy_from_slice(&self.first.0.to_le_bytes());
+        bytes[40..44].copy_from_slice(&self.previous.to_le_bytes());
         let sum = checksum(0, &bytes[..60]);
         bytes[60..].copy_from_slice(&sum.to_le_bytes());
         bytes
+    }
+
+    /// The header's own checksum: seed of the first record and of the trailer.
+    #[must_use]
+    pub fn checksum(&self) -> u32 {
+        u32_at(&self.encode(), 60)
     }
 
     /// Reads a header. Magic, version and checksum keep their places in all versions.
@@ -576,6 +592,7 @@ impl SegmentHeader {
             log_id: LogId(u64_at(bytes, 24)),
             first: Sequence(u64_at(bytes, 32)),
             take: u32_at(bytes, 20),
+            previous: u32_at(bytes, 40),
         })
     }
 }
@@ -593,8 +610,8 @@ pub struct Trailer {
     pub data_end: u32,
     /// Bytes of the heads before the trailer.
     pub heads_bytes: u32,
-    /// CRC-32 of the heads, not seeded.
-    pub heads_checksum: u32,
+    /// Checksum of the last record.
+    pub last_checksum: u32,
 }
 
 impl Trailer {
@@ -608,7 +625,7 @@ impl Trailer {
         bytes[24..28].copy_from_slice(&self.count.to_le_bytes());
         bytes[28..32].copy_from_slice(&self.data_end.to_le_bytes());
         bytes[32..36].copy_from_slice(&self.heads_bytes.to_le_bytes());
-        bytes[36..40].copy_from_slice(&self.heads_checksum.to_le_bytes());
+        bytes[36..40].copy_from_slice(&self.last_checksum.to_le_bytes());
         let sum = checksum(seed, &bytes[..44]);
         bytes[44..].copy_from_slice(&sum.to_le_bytes());
         bytes
@@ -618,12 +635,6 @@ impl Trailer {
     #[must_use]
     pub fn has_magic(bytes: &[u8; TRAILER_BYTES]) -> bool {
         bytes[..8] == TRAILER_MAGIC
-    }
-
-    /// Whether these are the heads that the trailer was written for.
-    #[must_use]
-    pub fn covers(&self, heads: &[u8]) -> bool {
-        checksum(0, heads) == self.heads_checksum
     }
 
     /// Reads a trailer; `None` if these bytes are none of this segment.
@@ -636,7 +647,7 @@ impl Trailer {
                 count: u32_at(bytes, 24),
                 data_end: u32_at(bytes, 28),
                 heads_bytes: u32_at(bytes, 32),
-                heads_checksum: u32_at(bytes, 36),
+                last_checksum: u32_at(bytes, 36),
             },
         )
     }
@@ -646,15 +657,13 @@ impl Trailer {
 #[derive(Debug, Clone, Default)]
 pub struct Footer {
     heads: Vec<u8>,
-    checksum: crc32fast::Hasher,
     count: u32,
 }
 
 /// A point to which a [`Footer`] can go back.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct FooterMark {
     heads_bytes: usize,
-    checksum: crc32fast::Hasher,
     count: u32,
 }
 
@@ -664,14 +673,13 @@ impl Footer {
     pub fn with_capacity(bytes: usize) -> Self {
         Self {
             heads: Vec::with_capacity(bytes),
-            ..Self::default()
+            count: 0,
         }
     }
 
     /// Adds the head of the next record.
     pub fn push(&mut self, head: &[u8]) {
         self.heads.extend_from_slice(head);
-        self.checksum.update(head);
         self.count += 1;
     }
 
@@ -698,30 +706,36 @@ impl Footer {
     pub fn mark(&self) -> FooterMark {
         FooterMark {
             heads_bytes: self.heads.len(),
-            checksum: self.checksum.clone(),
             count: self.count,
         }
     }
 
     /// Forgets what was pushed after `mark`.
-    pub fn rewind(&mut self, mark: &FooterMark) {
+    pub fn rewind(&mut self, mark: FooterMark) {
         self.heads.truncate(mark.heads_bytes);
-        self.checksum = mark.checksum.clone();
         self.count = mark.count;
     }
 
-    /// The bytes to write at `data_end`: heads and trailer.
+    /// The bytes to write at `data_end`: heads and trailer. `last_checksum` is of the last
+    /// record, `header_checksum` of the segment's header.
     #[must_use]
-    pub fn finish(mut self, first: Sequence, data_end: u32, seed: u32) -> Vec<u8> {
+    pub fn finish(
+        mut self,
+        first: Sequence,
+        data_end: u32,
+        last_checksum: u32,
+        header_checksum: u32,
+    ) -> Vec<u8> {
         let trailer = Trailer {
             first,
             last: Sequence((first.0 + u64::from(self.count)).saturating_sub(1)),
             count: self.count,
             data_end,
             heads_bytes: self.heads.len() as u32,
-            heads_checksum: self.checksum.finalize(),
+            last_checksum,
         };
-        self.heads.extend_from_slice(&trailer.encode(seed));
+        self.heads
+            .extend_from_slice(&trailer.encode(header_checksum));
         self.heads
     }
 }

@@ -8,7 +8,7 @@
 //! Invariants
 //! - segments are numbered without gaps; sequences too, across segments.
 //! - what a failed flush dropped never comes back once a later flush succeeded: records carry the
-//!   number of rollbacks before them (`take`), and recovery lets the higher one win.
+//!   number of rollbacks before them (`take`), and each continues the checksum of the one before.
 //! - [`Log::synced`] covers a record only if every earlier one is on the device too.
 //! - after a failed sync nothing is written any more.
 
@@ -18,7 +18,7 @@ use crate::id::{SegmentNo, ShardNo};
 
 use super::format::{
     Footer, FooterMark, LogId, RECORD_BYTES_MAX, Record, SEGMENT_HEADER_BYTES, SegmentHeader,
-    checksum_seed, encode,
+    encode,
 };
 use super::{Disk, DiskError, IoReply, IoRequest, Location, Sequence};
 
@@ -33,6 +33,32 @@ const _: () = {
     assert!(SEGMENT_HEADER_BYTES + RECORD_BYTES_MAX <= SEGMENT_BYTES_MIN as usize);
     assert!(SEGMENT_HEADER_BYTES + RECORD_BYTES_MAX <= BUFFER_BYTES_MIN);
 };
+
+/// Where a log goes on: the end of what was recovered.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LogStart {
+    /// For the segment that is made next; a number not in use.
+    pub next_segment: SegmentNo,
+    /// The last record; 0 if there is none.
+    pub last: Sequence,
+    /// Its checksum; 0 if there is none.
+    pub last_checksum: u32,
+    /// Segments that hold records, in order, all sealed.
+    pub segments: Vec<SegmentState>,
+}
+
+impl LogStart {
+    /// The start of a new log.
+    #[must_use]
+    pub fn empty() -> Self {
+        Self {
+            next_segment: SegmentNo(1),
+            last: Sequence(0),
+            last_checksum: 0,
+            segments: Vec::new(),
+        }
+    }
+}
 
 /// What a [`Log`] is made with.
 #[derive(Clone, Copy, Debug)]
@@ -151,7 +177,9 @@ pub struct LogTotals {
 #[derive(Debug)]
 struct Active {
     segment: SegmentNo,
-    seed: u32,
+    header_checksum: u32,
+    /// Of its last record, or of its header: the seed of the next record.
+    last_checksum: u32,
     first: Sequence,
     /// Where the next record goes.
     end: u32,
@@ -203,7 +231,10 @@ pub struct Log {
     next_segment: SegmentNo,
     spare: Spare,
     last: Sequence,
+    /// Checksum of the last record.
+    checksum: u32,
     flushed: Sequence,
+    flushed_checksum: u32,
     synced: Sequence,
     sync_wanted: Sequence,
     /// The group commit that the I/O core has.
@@ -216,18 +247,18 @@ pub struct Log {
 }
 
 impl Log {
-    /// A log that goes on after what was recovered: `last` is its last record, `next_segment` a
-    /// number not in use, `segments` what exists, in order. Call [`Log::drive`] next.
+    /// A log that goes on at `start`. Call [`Log::drive`] next.
     ///
     /// # Panics
     /// If a size in `config` is out of its range.
     #[must_use]
-    pub fn new(
-        config: LogConfig,
-        next_segment: SegmentNo,
-        last: Sequence,
-        segments: Vec<SegmentState>,
-    ) -> Self {
+    pub fn new(config: LogConfig, start: LogStart) -> Self {
+        let LogStart {
+            next_segment,
+            last,
+            last_checksum,
+            segments,
+        } = start;
         assert!((SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&config.segment_bytes));
         assert!(config.buffer_bytes >= BUFFER_BYTES_MIN);
         Self {
@@ -239,7 +270,9 @@ impl Log {
             next_segment,
             spare: Spare::None,
             last,
+            checksum: last_checksum,
             flushed: last,
+            flushed_checksum: last_checksum,
             synced: last,
             sync_wanted: last,
             sync_in_flight: None,
@@ -306,12 +339,22 @@ impl Log {
         let active = self.active.as_mut().expect("ready() found room");
         let sequence = Sequence(self.last.0 + 1);
         let start = self.buffer.len();
-        let head_bytes = encode(record, sequence, self.take, active.seed, &mut self.buffer);
+        let encoded = encode(
+            record,
+            sequence,
+            self.take,
+            active.last_checksum,
+            &mut self.buffer,
+        );
         debug_assert_eq!(self.buffer.len() - start, bytes);
-        active.footer.push(&self.buffer[start..start + head_bytes]);
+        active
+            .footer
+            .push(&self.buffer[start..start + encoded.head_bytes]);
+        active.last_checksum = encoded.checksum;
+        self.checksum = encoded.checksum;
         let payload = Location {
             segment: active.segment,
-            offset: active.end + head_bytes as u32,
+            offset: active.end + encoded.head_bytes as u32,
             bytes: record.payload().map_or(0, <[u8]>::len) as u32,
         };
         active.end += bytes as u32;
@@ -355,11 +398,13 @@ impl Log {
             log_id: self.config.log_id,
             first,
             take: self.take,
+            previous: self.checksum,
         };
         self.buffer.extend_from_slice(&header.encode());
         self.active = Some(Active {
             segment,
-            seed: checksum_seed(self.config.log_id, segment),
+            header_checksum: header.checksum(),
+            last_checksum: header.checksum(),
             first,
             end: SEGMENT_HEADER_BYTES as u32,
             flushed_end: 0,
@@ -382,7 +427,7 @@ impl Log {
     /// [`LogError::Write`]: every record since the last good flush is dropped, sequences and
     /// segments go back to where they were; the caller undoes its own part, and takes back each
     /// [`Log::garbage`] since then with [`Log::revive`]. A dropped record may reappear only if
-    /// the process dies before the next good flush.
+    /// the process dies before the next good flush, or the power goes before the next sync.
     pub fn flush(&mut self, disk: &mut impl Disk) -> Result<(), LogError> {
         if self.buffer.is_empty() {
             return Ok(());
@@ -395,6 +440,7 @@ impl Log {
         }
         self.buffer.clear();
         self.flushed = self.last;
+        self.flushed_checksum = self.checksum;
         if let Some(old) = self.rolled.take() {
             self.split = 0;
             self.seal(old);
@@ -432,7 +478,9 @@ impl Log {
         self.outbox.push_back(IoRequest::Seal {
             segment: old.segment,
             data_end: old.end,
-            footer: old.footer.finish(old.first, old.end, old.seed),
+            footer: old
+                .footer
+                .finish(old.first, old.end, old.last_checksum, old.header_checksum),
             upto: last,
         });
     }
@@ -469,7 +517,8 @@ impl Log {
         }
         if let Some(active) = &mut self.active {
             active.end = active.flushed_end;
-            active.footer.rewind(&active.flushed_footer);
+            active.footer.rewind(active.flushed_footer);
+            active.last_checksum = self.flushed_checksum;
             let state = self
                 .segments
                 .last_mut()
@@ -481,6 +530,7 @@ impl Log {
         self.buffer.clear();
         self.split = 0;
         self.last = self.flushed;
+        self.checksum = self.flushed_checksum;
         self.sync_wanted = self.sync_wanted.min(self.flushed);
         match self.take.checked_add(1) {
             Some(take) => self.take = take,

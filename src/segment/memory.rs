@@ -140,12 +140,28 @@ impl Clone for QueuedRequest {
         Self(match &self.0 {
             &IoRequest::Create { segment, bytes } => IoRequest::Create { segment, bytes },
             &IoRequest::Sync { segment, upto } => IoRequest::Sync { segment, upto },
-            &IoRequest::Read { ticket, segment, offset, ref buffer } => {
-                IoRequest::Read { ticket, segment, offset, buffer: buffer.clone() }
-            }
-            &IoRequest::Seal { segment, data_end, ref footer, upto } => {
-                IoRequest::Seal { segment, data_end, footer: footer.clone(), upto }
-            }
+            &IoRequest::Read {
+                ticket,
+                segment,
+                offset,
+                ref buffer,
+            } => IoRequest::Read {
+                ticket,
+                segment,
+                offset,
+                buffer: buffer.clone(),
+            },
+            &IoRequest::Seal {
+                segment,
+                data_end,
+                ref footer,
+                upto,
+            } => IoRequest::Seal {
+                segment,
+                data_end,
+                footer: footer.clone(),
+                upto,
+            },
         })
     }
 }
@@ -153,18 +169,37 @@ impl Clone for QueuedRequest {
 impl Clone for QueuedReply {
     fn clone(&self) -> Self {
         Self(match &self.0 {
-            IoReply::Created { segment, result } => {
-                IoReply::Created { segment: *segment, result: result.clone() }
-            }
-            IoReply::Synced { segment, upto, result } => {
-                IoReply::Synced { segment: *segment, upto: *upto, result: result.clone() }
-            }
-            IoReply::Read { ticket, buffer, result } => {
-                IoReply::Read { ticket: *ticket, buffer: buffer.clone(), result: result.clone() }
-            }
-            IoReply::Sealed { segment, upto, result } => {
-                IoReply::Sealed { segment: *segment, upto: *upto, result: result.clone() }
-            }
+            IoReply::Created { segment, result } => IoReply::Created {
+                segment: *segment,
+                result: result.clone(),
+            },
+            IoReply::Synced {
+                segment,
+                upto,
+                result,
+            } => IoReply::Synced {
+                segment: *segment,
+                upto: *upto,
+                result: result.clone(),
+            },
+            IoReply::Read {
+                ticket,
+                buffer,
+                result,
+            } => IoReply::Read {
+                ticket: *ticket,
+                buffer: buffer.clone(),
+                result: result.clone(),
+            },
+            IoReply::Sealed {
+                segment,
+                upto,
+                result,
+            } => IoReply::Sealed {
+                segment: *segment,
+                upto: *upto,
+                result: result.clone(),
+            },
         })
     }
 }
@@ -236,7 +271,10 @@ impl MemoryDisk {
             IoRequest::Create { segment, bytes } => {
                 let result = self.faults.create.clone().map_or(Ok(()), Err);
                 if result.is_ok() {
-                    assert!(!self.files.contains_key(&segment.0), "segment {segment} exists");
+                    assert!(
+                        !self.files.contains_key(&segment.0),
+                        "segment {segment} exists"
+                    );
                     let zeros = vec![0; bytes as usize];
                     let file = MemoryFile {
                         current: zeros.clone(),
@@ -247,26 +285,50 @@ impl MemoryDisk {
                 }
                 IoReply::Created { segment, result }
             }
-            IoRequest::Sync { segment, upto } => {
-                IoReply::Synced { segment, upto, result: self.sync_file(segment) }
-            }
-            IoRequest::Read { ticket, segment, offset, mut buffer } => {
+            IoRequest::Sync { segment, upto } => IoReply::Synced {
+                segment,
+                upto,
+                result: self.sync_file(segment),
+            },
+            IoRequest::Read {
+                ticket,
+                segment,
+                offset,
+                mut buffer,
+            } => {
                 let end = offset as usize + buffer.len();
                 let result = match (&self.faults.read, self.files.get(&segment.0)) {
                     (Some(error), _) => Err(error.clone()),
                     (None, Some(file)) if file.current.len() >= end => {
                         buffer.copy_from_slice(&file.current[offset as usize..end]);
                         let read = offset..end as u32;
-                        self.cold.retain(|cold| cold.0 != segment || !overlap(&cold.1, &read));
+                        self.cold
+                            .retain(|cold| cold.0 != segment || !overlap(&cold.1, &read));
                         Ok(())
                     }
-                    _ => Err(DiskError::Short { segment, end: end as u64 }),
+                    _ => Err(DiskError::Short {
+                        segment,
+                        end: end as u64,
+                    }),
                 };
-                IoReply::Read { ticket, buffer, result }
+                IoReply::Read {
+                    ticket,
+                    buffer,
+                    result,
+                }
             }
-            IoRequest::Seal { segment, data_end, footer, upto } => {
+            IoRequest::Seal {
+                segment,
+                data_end,
+                footer,
+                upto,
+            } => {
                 let result = self.seal(segment, data_end, &footer, steps);
-                IoReply::Sealed { segment, upto, result }
+                IoReply::Sealed {
+                    segment,
+                    upto,
+                    result,
+                }
             }
         }
     }
@@ -283,7 +345,10 @@ impl MemoryDisk {
             return Err(error);
         }
         let end = data_end as usize + footer.len();
-        let file = self.files.get_mut(&segment.0).expect("a segment that is sealed exists");
+        let file = self
+            .files
+            .get_mut(&segment.0)
+            .expect("a segment that is sealed exists");
         if steps > 1 {
             file.write(data_end as usize, footer);
         }
@@ -300,7 +365,10 @@ impl MemoryDisk {
         match self.faults.sync.clone() {
             Some(error) => Err(error),
             None => {
-                self.files.get_mut(&segment.0).expect("a segment that is synced exists").sync();
+                self.files
+                    .get_mut(&segment.0)
+                    .expect("a segment that is synced exists")
+                    .sync();
                 Ok(())
             }
         }
@@ -310,7 +378,11 @@ impl MemoryDisk {
     fn count(&mut self, call: &'static str, segment: SegmentNo) -> Result<(), FilesError> {
         self.files_calls += 1;
         match &mut self.faults.files_call {
-            Some(0) => Err(FilesError::Os { call, path: self.path(segment), errno: EIO }),
+            Some(0) => Err(FilesError::Os {
+                call,
+                path: self.path(segment),
+                errno: EIO,
+            }),
             Some(left) => {
                 *left -= 1;
                 Ok(())
@@ -321,7 +393,9 @@ impl MemoryDisk {
 
     fn file(&mut self, segment: SegmentNo) -> Result<&mut MemoryFile, FilesError> {
         let path = PathBuf::from(segment_file_name(segment));
-        self.files.get_mut(&segment.0).ok_or(FilesError::NotFound { path })
+        self.files
+            .get_mut(&segment.0)
+            .ok_or(FilesError::NotFound { path })
     }
 }
 
@@ -332,7 +406,10 @@ fn overlap(one: &Range<u32>, other: &Range<u32>) -> bool {
 impl Disk for MemoryDisk {
     fn write_at(&mut self, segment: SegmentNo, offset: u32, bytes: &[u8]) -> Result<(), DiskError> {
         self.writes += 1;
-        let file = self.files.get_mut(&segment.0).expect("a segment that is written exists");
+        let file = self
+            .files
+            .get_mut(&segment.0)
+            .expect("a segment that is written exists");
         match &mut self.faults.write {
             Some(fault) if fault.skip == 0 => {
                 let written = fault.written.min(bytes.len());
@@ -350,9 +427,8 @@ impl Disk for MemoryDisk {
 
     fn resident(&mut self, at: Location) -> Option<&[u8]> {
         let range = at.offset..at.offset + at.bytes;
-        let is_cold = |cold: &(SegmentNo, Range<u32>)| {
-            cold.0 == at.segment && overlap(&cold.1, &range)
-        };
+        let is_cold =
+            |cold: &(SegmentNo, Range<u32>)| cold.0 == at.segment && overlap(&cold.1, &range);
         if self.cold.iter().any(is_cold) {
             return None;
         }
@@ -408,7 +484,11 @@ impl SegmentFiles for MemoryDisk {
     ) -> Result<(), FilesError> {
         let counted = self.count("write", segment);
         // A write that fails leaves half of itself.
-        let bytes = if counted.is_ok() { bytes } else { &bytes[..bytes.len() / 2] };
+        let bytes = if counted.is_ok() {
+            bytes
+        } else {
+            &bytes[..bytes.len() / 2]
+        };
         self.file(segment)?.write(offset as usize, bytes);
         counted
     }
@@ -427,7 +507,11 @@ impl SegmentFiles for MemoryDisk {
 
     fn data_from(&mut self, segment: SegmentNo, offset: u64) -> Result<Option<u64>, FilesError> {
         self.count("seek", segment)?;
-        let rest = self.file(segment)?.current.get(offset as usize..).unwrap_or_default();
+        let rest = self
+            .file(segment)?
+            .current
+            .get(offset as usize..)
+            .unwrap_or_default();
         let at = rest.iter().position(|byte| *byte != 0);
         Ok(at.map(|at| offset + at as u64))
     }

@@ -33,6 +33,6 @@ pub use disk::{Disk, DiskError, IoReply, IoRequest, Location, Sequence};
 pub use files::{Directory, FilesError, SegmentFile, SegmentFiles};
 pub use format::{Head, ListPayload, LogId, Record, ValueKind};
 pub use log::{
-    Appended, Log, LogConfig, LogError, LogEvent, LogTotals, NotReady, Read, SegmentState,
+    Appended, Log, LogConfig, LogError, LogEvent, LogStart, LogTotals, NotReady, Read, SegmentState,
 };
 pub use recover::{RecoverError, RecoverReport, Recovered, RecoveredRecord, recover};

@@ -19,9 +19,9 @@ use crate::id::{SegmentNo, ShardNo};
 use super::files::{FilesError, SegmentFile, SegmentFiles};
 use super::format::{
     BadHeader, Decoded, FORMAT_VERSION, Footer, Head, Invalid, LogId, RECORD_BYTES_MAX,
-    SEGMENT_HEADER_BYTES, SegmentHeader, TRAILER_BYTES, Trailer, checksum_seed, decode,
+    SEGMENT_HEADER_BYTES, SegmentHeader, TRAILER_BYTES, Trailer, decode,
 };
-use super::log::SegmentState;
+use super::log::{LogStart, SegmentState};
 use super::{Location, Sequence};
 
 /// Bytes read at a time.
@@ -45,14 +45,10 @@ pub struct RecoveredRecord<'a> {
 /// What recovery found.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Recovered {
-    /// For the segment that is made next.
-    pub next_segment: SegmentNo,
-    /// The last record; 0 if there is none.
-    pub last: Sequence,
     /// The log's name; `None` if there is no record: draw one.
     pub log_id: Option<LogId>,
-    /// Segments that hold records, all sealed.
-    pub segments: Vec<SegmentState>,
+    /// Where [`super::Log::new`] goes on.
+    pub start: LogStart,
     /// For a log line.
     pub report: RecoverReport,
 }
@@ -176,16 +172,17 @@ pub fn recover<F: SegmentFiles + ?Sized>(
             ..Chunk::default()
         },
         heads: Vec::new(),
-        visited: Sequence(0),
         report: RecoverReport::default(),
     };
-    let (kept, unsealed) = walk.segments(&found)?;
-    let last = kept.last().map_or(Sequence(0), |state| state.last);
-    if let Some(tail) = unsealed.last().filter(|tail| tail.state.last == last) {
-        walk.report.truncated_bytes = walk.bytes_behind(tail)?;
+    let kept = walk.segments(&found)?;
+    let (count, tail) = (kept.segments.len(), kept.segments.last());
+    if let Some(unsealed) = kept.unsealed.last()
+        && tail.is_some_and(|tail| tail.segment == unsealed.file.segment)
+    {
+        walk.report.truncated_bytes = walk.bytes_behind(unsealed)?;
     }
-    walk.put_aside(&found[kept.len()..])?;
-    for unsealed in &unsealed {
+    walk.put_aside(&found[count..])?;
+    for unsealed in &kept.unsealed {
         walk.seal(unsealed)?;
     }
     let log_id = found
@@ -193,14 +190,17 @@ pub fn recover<F: SegmentFiles + ?Sized>(
         .and_then(|file| file.header)
         .map(|header| header.log_id);
     Ok(Recovered {
-        next_segment: SegmentNo(kept.last().map_or(0, |state| state.segment.0) + 1),
-        last,
-        log_id: log_id.filter(|_| !kept.is_empty()),
+        log_id: log_id.filter(|_| count > 0),
         report: RecoverReport {
-            segments: kept.len() as u32,
+            segments: count as u32,
             ..walk.report
         },
-        segments: kept,
+        start: LogStart {
+            next_segment: SegmentNo(tail.map_or(0, |tail| tail.segment.0) + 1),
+            last: kept.last,
+            last_checksum: kept.last_checksum,
+            segments: kept.segments,
+        },
     })
 }
 
@@ -214,8 +214,17 @@ struct Found {
 /// A kept segment without a valid footer, and the footer it gets.
 struct Unsealed {
     file: SegmentFile,
-    state: SegmentState,
+    data_end: u32,
     footer: Vec<u8>,
+}
+
+/// The longest valid prefix of the log.
+#[derive(Default)]
+struct Kept {
+    segments: Vec<SegmentState>,
+    unsealed: Vec<Unsealed>,
+    last: Sequence,
+    last_checksum: u32,
 }
 
 /// Lists the segments and checks that each can be read by this program, as this shard.
@@ -290,7 +299,8 @@ fn read_header<F: SegmentFiles + ?Sized>(
 /// Where a walk through one segment is.
 struct Position {
     segment: SegmentNo,
-    seed: u32,
+    /// Seed of the next record.
+    checksum: u32,
     offset: u64,
     next: Sequence,
     take: u32,
@@ -300,7 +310,7 @@ impl Position {
     fn new(header: SegmentHeader) -> Self {
         Self {
             segment: header.segment,
-            seed: checksum_seed(header.log_id, header.segment),
+            checksum: header.checksum(),
             offset: SEGMENT_HEADER_BYTES as u64,
             next: header.first,
             take: header.take,
@@ -309,7 +319,7 @@ impl Position {
 
     /// The record here, if it is the log's next and ends before `end`.
     fn accept<'a>(&self, bytes: &'a [u8], end: u64) -> Result<Option<Decoded<'a>>, Invalid> {
-        match decode(bytes, self.seed) {
+        match decode(bytes, self.checksum) {
             Ok(record) => {
                 let fits = self.offset + u64::from(record.record_bytes) <= end;
                 let good = record.sequence == self.next && record.take >= self.take && fits;
@@ -318,6 +328,22 @@ impl Position {
             Err(Invalid::NotARecord) => Ok(None),
             Err(unknown) => Err(unknown),
         }
+    }
+
+    /// Goes through the heads of a footer and returns those that are not the log's next.
+    fn follow<'a>(
+        &mut self,
+        heads: &'a [u8],
+        trailer: &Trailer,
+        mut each: impl FnMut(&Self, &Decoded<'a>),
+    ) -> &'a [u8] {
+        let mut rest = heads;
+        while let Ok(Some(record)) = self.accept(rest, trailer.data_end.into()) {
+            each(self, &record);
+            rest = &rest[record.head_bytes as usize..];
+            self.pass(&record);
+        }
+        rest
     }
 
     /// As the visitor gets it.
@@ -339,6 +365,7 @@ impl Position {
         self.offset += u64::from(record.record_bytes);
         self.next = Sequence(self.next.0 + 1);
         self.take = record.take;
+        self.checksum = record.checksum;
     }
 
     fn state(&self, first: Sequence) -> SegmentState {
@@ -359,78 +386,78 @@ struct Walk<'a, F: ?Sized> {
     visit: &'a mut dyn FnMut(&RecoveredRecord<'_>),
     chunk: Chunk,
     heads: Vec<u8>,
-    /// The last record that was visited: a footer that turns out bad halfway is followed by a
-    /// scan from the start of its segment.
-    visited: Sequence,
     report: RecoverReport,
 }
 
 impl<F: SegmentFiles + ?Sized> Walk<'_, F> {
-    /// Visits the longest valid prefix: its segments, and those of them that are not sealed.
-    fn segments(
-        &mut self,
-        found: &[Found],
-    ) -> Result<(Vec<SegmentState>, Vec<Unsealed>), RecoverError> {
-        let mut kept: Vec<SegmentState> = Vec::with_capacity(found.len());
-        let mut unsealed = Vec::new();
+    /// Visits the longest valid prefix.
+    fn segments(&mut self, found: &[Found]) -> Result<Kept, RecoverError> {
+        let mut kept = Kept::default();
         for (index, Found { file, header }) in found.iter().enumerate() {
-            let before = kept.last().map(|state| state.last.0 + 1);
-            let follows = |first: Sequence| before.is_none_or(|next| next == first.0);
-            let Some(header) = header.filter(|header| follows(header.first)) else {
+            let follows = |header: &SegmentHeader| {
+                index == 0
+                    || (header.first.0 == kept.last.0 + 1 && header.previous == kept.last_checksum)
+            };
+            let Some(header) = header.filter(follows) else {
                 break;
             };
-            if let Some(state) = self.by_footer(*file, header)? {
-                self.report.sealed += 1;
-                kept.push(state);
-                continue;
-            }
-            let next = found.get(index + 1).and_then(|found| found.header);
-            let (state, footer) = self.by_scan(*file, header, next)?;
-            if footer.count() == 0 {
-                break;
-            }
-            let seed = checksum_seed(header.log_id, header.segment);
-            let footer = footer.finish(header.first, state.data_end, seed);
-            unsealed.push(Unsealed {
-                file: *file,
-                state,
-                footer,
-            });
-            kept.push(state);
+            let at = match self.by_footer(*file, header)? {
+                Some(at) => {
+                    self.report.sealed += 1;
+                    at
+                }
+                None => {
+                    let next = found.get(index + 1).and_then(|found| found.header);
+                    let (at, footer) = self.by_scan(*file, header, next)?;
+                    if footer.count() == 0 {
+                        break;
+                    }
+                    let (data_end, seed) = (at.offset as u32, header.checksum());
+                    let footer = footer.finish(header.first, data_end, at.checksum, seed);
+                    kept.unsealed.push(Unsealed {
+                        file: *file,
+                        data_end,
+                        footer,
+                    });
+                    at
+                }
+            };
+            kept.last = Sequence(at.next.0 - 1);
+            kept.last_checksum = at.checksum;
+            kept.segments.push(at.state(header.first));
         }
-        Ok((kept, unsealed))
+        Ok(kept)
     }
 
-    /// Visits the records of a sealed segment; `None` if it has no valid footer.
+    /// Visits the records of a sealed segment; `None` if it has no valid footer. Nothing is
+    /// visited before all of the footer was found good.
     fn by_footer(
         &mut self,
         file: SegmentFile,
         header: SegmentHeader,
-    ) -> Result<Option<SegmentState>, RecoverError> {
-        let mut at = Position::new(header);
-        let Some(trailer) = self.read_footer(file, &header, at.seed)? else {
+    ) -> Result<Option<Position>, RecoverError> {
+        let Some(trailer) = self.read_footer(file, &header)? else {
             return Ok(None);
         };
         let heads = std::mem::take(&mut self.heads);
-        let mut rest = heads.as_slice();
-        while let Ok(Some(record)) = at.accept(rest, trailer.data_end.into()) {
-            self.visit(&at.describe(&record));
-            rest = &rest[record.head_bytes as usize..];
-            at.pass(&record);
-        }
+        let mut at = Position::new(header);
+        let rest = at.follow(&heads, &trailer, |_, _| {});
         let whole = rest.is_empty()
             && at.offset == u64::from(trailer.data_end)
-            && at.next.0 == trailer.last.0 + 1;
+            && at.next.0 == trailer.last.0 + 1
+            && at.checksum == trailer.last_checksum;
+        if whole {
+            Position::new(header).follow(&heads, &trailer, |at, record| self.visit(at, record));
+        }
         self.heads = heads;
-        Ok(whole.then(|| at.state(header.first)))
+        Ok(whole.then_some(at))
     }
 
-    /// Reads the heads of a footer into `self.heads` if trailer and checksum are right.
+    /// Reads the heads of a footer into `self.heads` if the trailer is good.
     fn read_footer(
         &mut self,
         file: SegmentFile,
         header: &SegmentHeader,
-        seed: u32,
     ) -> Result<Option<Trailer>, RecoverError> {
         let Some(trailer_at) = file.bytes.checked_sub(TRAILER_BYTES as u64) else {
             return Ok(None);
@@ -443,7 +470,7 @@ impl<F: SegmentFiles + ?Sized> Walk<'_, F> {
                 && trailer.count > 0
                 && trailer.last.0.checked_sub(trailer.first.0) == Some(u64::from(trailer.count) - 1)
         };
-        let Some(trailer) = Trailer::decode(&bytes, seed).filter(plausible) else {
+        let Some(trailer) = Trailer::decode(&bytes, header.checksum()).filter(plausible) else {
             return Ok(None);
         };
         self.heads.resize(trailer.heads_bytes as usize, 0);
@@ -451,8 +478,7 @@ impl<F: SegmentFiles + ?Sized> Walk<'_, F> {
             .files
             .read_at(file.segment, trailer.data_end.into(), &mut self.heads)?;
         self.report.read_bytes += (got + TRAILER_BYTES) as u64;
-        let good = got == self.heads.len() && trailer.covers(&self.heads);
-        Ok(good.then_some(trailer))
+        Ok((got == self.heads.len()).then_some(trailer))
     }
 
     /// Visits the records of a segment up to the first that is not valid; returns its footer too.
@@ -461,7 +487,7 @@ impl<F: SegmentFiles + ?Sized> Walk<'_, F> {
         file: SegmentFile,
         header: SegmentHeader,
         next: Option<SegmentHeader>,
-    ) -> Result<(SegmentState, Footer), RecoverError> {
+    ) -> Result<(Position, Footer), RecoverError> {
         let mut at = Position::new(header);
         let mut footer = Footer::default();
         let end = file.bytes.min(u32::MAX.into());
@@ -495,28 +521,25 @@ impl<F: SegmentFiles + ?Sized> Walk<'_, F> {
             if dropped || !verified {
                 break;
             }
-            self.visit(&at.describe(&record));
+            self.visit(&at, &record);
             footer.push(&bytes[..head_bytes]);
             at.pass(&record);
         }
         self.report.read_bytes += chunk.read_bytes();
         self.chunk = chunk;
-        Ok((at.state(header.first), footer))
+        Ok((at, footer))
     }
 
-    fn visit(&mut self, record: &RecoveredRecord<'_>) {
-        if record.sequence > self.visited {
-            self.visited = record.sequence;
-            self.report.records += 1;
-            self.report.record_bytes += u64::from(record.record_bytes);
-            (self.visit)(record);
-        }
+    fn visit(&mut self, at: &Position, record: &Decoded<'_>) {
+        self.report.records += 1;
+        self.report.record_bytes += u64::from(record.record_bytes);
+        (self.visit)(&at.describe(record));
     }
 
     /// Bytes between the end of the log and the last byte that is not zero, unless they are the
     /// footer that a crash kept from being the end of its file.
     fn bytes_behind(&mut self, tail: &Unsealed) -> Result<u64, RecoverError> {
-        let data_end = u64::from(tail.state.data_end);
+        let data_end = u64::from(tail.data_end);
         let bytes = self.not_zero(tail.file, data_end)?;
         if bytes <= tail.footer.len() as u64 {
             let mut behind = vec![0; tail.footer.len()];
@@ -567,7 +590,7 @@ impl<F: SegmentFiles + ?Sized> Walk<'_, F> {
     /// Records first, then the footer that promises them, then the end of the file.
     fn seal(&mut self, unsealed: &Unsealed) -> Result<(), RecoverError> {
         let segment = unsealed.file.segment;
-        let data_end = u64::from(unsealed.state.data_end);
+        let data_end = u64::from(unsealed.data_end);
         let end = data_end + unsealed.footer.len() as u64;
         self.files.sync(segment)?;
         self.files.write_at(segment, data_end, &unsealed.footer)?;
