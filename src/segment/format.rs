@@ -571,6 +571,16 @@ impl SegmentHeader {
         u32_at(&self.encode(), 60)
     }
 
+    /// Whether these bytes are a beginning of the magic and then zeros.
+    #[must_use]
+    pub fn is_torn_magic(bytes: &[u8; SEGMENT_HEADER_BYTES]) -> bool {
+        let written = bytes
+            .iter()
+            .rposition(|byte| *byte != 0)
+            .map_or(0, |last| last + 1);
+        written < SEGMENT_MAGIC.len() && bytes[..written] == SEGMENT_MAGIC[..written]
+    }
+
     /// Reads a header. Magic, version and checksum keep their places in all versions.
     ///
     /// # Errors

@@ -255,7 +255,12 @@ impl MemoryDisk {
         }
     }
 
-    /// The bytes of a file, to look at and to damage; they count as synced when written to.
+    /// Everything reaches the device.
+    pub(crate) fn sync_all(&mut self) {
+        self.files.values_mut().for_each(MemoryFile::sync);
+    }
+
+    /// The bytes of a file, to look at and to damage.
     pub(crate) fn bytes_mut(&mut self, segment: SegmentNo) -> &mut Vec<u8> {
         &mut self.files.entry(segment.0).or_default().current
     }

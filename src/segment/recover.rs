@@ -281,19 +281,52 @@ fn read_header<F: SegmentFiles + ?Sized>(
         }
         return Ok(None);
     }
-    match SegmentHeader::decode(&bytes) {
-        Ok(header) if header.first.0 > 0 => Ok(Some(header)),
-        Err(BadHeader::Newer { found }) => Err(RecoverError::NewerFormat {
+    let error = match SegmentHeader::decode(&bytes) {
+        Ok(header) if header.first.0 > 0 && got == bytes.len() => return Ok(Some(header)),
+        Err(BadHeader::Newer { found }) => RecoverError::NewerFormat {
             file: path(files),
             found,
             known: FORMAT_VERSION,
-        }),
-        Err(BadHeader::Magic) => Err(RecoverError::NotASegment { file: path(files) }),
-        Ok(_) | Err(BadHeader::Checksum) if got < SEGMENT_HEADER_BYTES => {
-            Err(RecoverError::NotASegment { file: path(files) })
+        },
+        Err(BadHeader::Magic) if !SegmentHeader::is_torn_magic(&bytes) => {
+            return Err(RecoverError::NotASegment { file: path(files) });
         }
-        Ok(_) | Err(BadHeader::Checksum) => Err(RecoverError::DamagedHeader { file: path(files) }),
+        _ => RecoverError::DamagedHeader { file: path(files) },
+    };
+    // With nothing behind it, it is what a failed write left: there is no record to lose.
+    let newer = matches!(error, RecoverError::NewerFormat { .. });
+    let behind = not_zero(
+        files,
+        &mut vec![0; 64 << 10],
+        file,
+        SEGMENT_HEADER_BYTES as u64,
+    )?;
+    if newer || behind > 0 {
+        Err(error)
+    } else {
+        Ok(None)
     }
+}
+
+/// Bytes from `from` to the last byte that is not zero.
+fn not_zero<F: SegmentFiles + ?Sized>(
+    files: &mut F,
+    buffer: &mut [u8],
+    file: SegmentFile,
+    from: u64,
+) -> Result<u64, FilesError> {
+    let (mut offset, mut last) = (from, from);
+    while let Some(data) = files.data_from(file.segment, offset)? {
+        let got = files.read_at(file.segment, data, buffer)?;
+        if got == 0 {
+            break;
+        }
+        if let Some(index) = buffer[..got].iter().rposition(|byte| *byte != 0) {
+            last = data + index as u64 + 1;
+        }
+        offset = data + got as u64;
+    }
+    Ok(last - from)
 }
 
 /// Where a walk through one segment is.
@@ -540,7 +573,7 @@ impl<F: SegmentFiles + ?Sized> Walk<'_, F> {
     /// footer that a crash kept from being the end of its file.
     fn bytes_behind(&mut self, tail: &Unsealed) -> Result<u64, RecoverError> {
         let data_end = u64::from(tail.data_end);
-        let bytes = self.not_zero(tail.file, data_end)?;
+        let bytes = not_zero(self.files, &mut self.chunk.bytes, tail.file, data_end)?;
         if bytes <= tail.footer.len() as u64 {
             let mut behind = vec![0; tail.footer.len()];
             self.files
@@ -552,29 +585,12 @@ impl<F: SegmentFiles + ?Sized> Walk<'_, F> {
         Ok(bytes)
     }
 
-    /// Bytes from `from` to the last byte that is not zero.
-    fn not_zero(&mut self, file: SegmentFile, from: u64) -> Result<u64, RecoverError> {
-        let (mut offset, mut last) = (from, from);
-        while let Some(data) = self.files.data_from(file.segment, offset)? {
-            let buffer = &mut self.chunk.bytes[..CHUNK_BYTES];
-            let got = self.files.read_at(file.segment, data, buffer)?;
-            if got == 0 {
-                break;
-            }
-            if let Some(index) = buffer[..got].iter().rposition(|byte| *byte != 0) {
-                last = data + index as u64 + 1;
-            }
-            offset = data + got as u64;
-        }
-        Ok(last - from)
-    }
-
     /// Takes the segments behind the end of the log out of it, the last one first, so that a
     /// crash in between leaves no gap.
     fn put_aside(&mut self, behind: &[Found]) -> Result<(), RecoverError> {
         for Found { file, header } in behind.iter().rev() {
             let from = header.map_or(0, |_| SEGMENT_HEADER_BYTES as u64);
-            if self.not_zero(*file, from)? == 0 {
+            if not_zero(self.files, &mut self.chunk.bytes, *file, from)? == 0 {
                 self.files.remove_empty(file.segment)?;
             } else {
                 self.files.set_aside(file.segment)?;

@@ -3,12 +3,15 @@
 //! Floor 1, tests only.
 
 use super::*;
+use crate::segment::format::SEGMENT_HEADER_BYTES;
 use crate::segment::memory::FailedWrite;
-use crate::segment::{
-    Disk, DiskError, IoReply, IoRequest, Location, LogError, Read, Sequence,
-};
+use crate::segment::{Disk, DiskError, IoReply, IoRequest, Location, LogError, Read, Sequence};
 
-const EIO: DiskError = DiskError::Os { call: "fdatasync", segment: SegmentNo(1), errno: 5 };
+const EIO: DiskError = DiskError::Os {
+    call: "fdatasync",
+    segment: SegmentNo(1),
+    errno: 5,
+};
 
 fn big(n: u32) -> Owned {
     Owned::put(n, b"key", &n.to_le_bytes().repeat(10_000))
@@ -23,7 +26,10 @@ fn nothing_is_appended_before_there_is_a_segment() {
     assert_eq!(refused, Err(LogError::NotReady(NotReady::Wait)));
     log.drive(&mut disk);
     log.drive(&mut disk);
-    let create = IoRequest::Create { segment: SegmentNo(1), bytes: CONFIG.segment_bytes };
+    let create = IoRequest::Create {
+        segment: SegmentNo(1),
+        bytes: CONFIG.segment_bytes,
+    };
     assert_eq!(disk.queued().collect::<Vec<_>>(), [&create]);
     disk.run_io();
     assert_eq!(log.on_reply(disk.poll().unwrap()), LogEvent::SpareReady);
@@ -47,7 +53,10 @@ fn one_write_for_everything_buffered_and_reads_see_both_sides() {
         }
         rig.flush();
         assert_eq!(rig.disk.writes, u64::from(round) + 1);
-        assert_eq!((rig.log.flushed(), rig.log.last()), (rig.log.last(), rig.log.flushed()));
+        assert_eq!(
+            (rig.log.flushed(), rig.log.last()),
+            (rig.log.last(), rig.log.flushed())
+        );
         rig.turn();
     }
     rig.flush();
@@ -64,16 +73,35 @@ fn one_write_for_everything_buffered_and_reads_see_both_sides() {
     rig.disk.submit(request).unwrap();
     rig.disk.run_io();
     let reply = rig.disk.poll().unwrap();
-    let expected = IoReply::Read { ticket: 5, buffer: value.to_vec(), result: Ok(()) };
+    let expected = IoReply::Read {
+        ticket: 5,
+        buffer: value.to_vec(),
+        result: Ok(()),
+    };
     assert_eq!(rig.log.on_reply(reply), LogEvent::NotMine(expected));
     assert_eq!(rig.log.read(&mut rig.disk, at), Read::Here(&value));
-    let beyond = Location { segment: at.segment, offset: 1 << 20, bytes: 8 };
-    let short = DiskError::Short { segment: at.segment, end: (1 << 20) + 8 };
-    let request =
-        IoRequest::Read { ticket: 6, segment: at.segment, offset: 1 << 20, buffer: vec![0; 8] };
+    let beyond = Location {
+        segment: at.segment,
+        offset: 1 << 20,
+        bytes: 8,
+    };
+    let short = DiskError::Short {
+        segment: at.segment,
+        end: (1 << 20) + 8,
+    };
+    let request = IoRequest::Read {
+        ticket: 6,
+        segment: at.segment,
+        offset: 1 << 20,
+        buffer: vec![0; 8],
+    };
     rig.disk.submit(request).unwrap();
     rig.disk.run_io();
-    let failed = IoReply::Read { ticket: 6, buffer: vec![0; 8], result: Err(short) };
+    let failed = IoReply::Read {
+        ticket: 6,
+        buffer: vec![0; 8],
+        result: Err(short),
+    };
     assert_eq!(rig.disk.poll(), Some(failed));
     assert_eq!(rig.log.read(&mut rig.disk, beyond), Read::Cold);
 }
@@ -87,7 +115,12 @@ fn a_full_segment_is_sealed_and_the_next_one_made_ahead() {
     // Three records of 40 kB to a segment.
     let segments = rig.log.segments();
     assert_eq!(segments.len(), 7);
-    assert!(segments.iter().take(6).all(|state| state.last.0 == state.first.0 + 2));
+    assert!(
+        segments
+            .iter()
+            .take(6)
+            .all(|state| state.last.0 == state.first.0 + 2)
+    );
     assert_eq!(rig.disk.segments(), [1, 2, 3, 4, 5, 6, 7, 8]);
     assert_eq!(rig.log.synced(), Sequence(18), "a seal syncs");
     rig.log.sync_wanted(Sequence(20));
@@ -130,14 +163,23 @@ fn no_space_for_a_segment_waits_for_a_retry() {
     let records: Vec<_> = (0..3).map(big).collect();
     rig.write(&records);
     rig.turn();
-    assert!(rig.events.contains(&LogEvent::CreateFailed(DiskError::NoSpace)));
+    assert!(
+        rig.events
+            .contains(&LogEvent::CreateFailed(DiskError::NoSpace))
+    );
     let full = big(3).record().record_bytes();
-    assert_eq!(rig.log.ready(full), Err(NotReady::Failed(DiskError::NoSpace)));
+    assert_eq!(
+        rig.log.ready(full),
+        Err(NotReady::Failed(DiskError::NoSpace))
+    );
     assert_eq!(rig.log.ready(64), Ok(()), "small records still fit");
     rig.log.retry_create(&mut rig.disk);
     assert_eq!(rig.log.ready(full), Err(NotReady::Wait));
     rig.turn();
-    assert_eq!(rig.log.ready(full), Err(NotReady::Failed(DiskError::NoSpace)));
+    assert_eq!(
+        rig.log.ready(full),
+        Err(NotReady::Failed(DiskError::NoSpace))
+    );
     rig.disk.faults.create = None;
     rig.log.retry_create(&mut rig.disk);
     rig.turn();
@@ -162,7 +204,15 @@ fn no_space_for_a_footer_costs_only_the_footer() {
 #[test]
 fn a_failed_flush_drops_what_was_buffered_and_nothing_else() {
     // The write of the old segment, or of the new one, fails in a flush that rolled over.
-    for (skip, written) in [(0, 0), (0, 70), (0, 90_000), (1, 0), (1, 64), (1, 300), (1, 90_000)] {
+    for (skip, written) in [
+        (0, 0),
+        (0, 70),
+        (0, 90_000),
+        (1, 0),
+        (1, 64),
+        (1, 300),
+        (1, 90_000),
+    ] {
         let mut rig = Rig::new();
         let mut kept = vec![big(0), Owned::put(1, b"small", b"1")];
         rig.write(&kept);
@@ -173,9 +223,17 @@ fn a_failed_flush_drops_what_was_buffered_and_nothing_else() {
         }
         rig.log.garbage(SegmentNo(1), 100);
         rig.log.garbage(SegmentNo(2), 100);
-        rig.disk.faults.write = Some(FailedWrite { skip, written, error: EIO });
+        rig.disk.faults.write = Some(FailedWrite {
+            skip,
+            written,
+            error: EIO,
+        });
         let failed = rig.log.flush(&mut rig.disk).unwrap_err();
-        let expected = LogError::Write { error: EIO, flushed: Sequence(2), dropped: 3 };
+        let expected = LogError::Write {
+            error: EIO,
+            flushed: Sequence(2),
+            dropped: 3,
+        };
         assert_eq!(failed, expected);
         rig.log.revive(SegmentNo(1), 100);
         rig.log.revive(SegmentNo(2), 100);
@@ -190,7 +248,11 @@ fn a_failed_flush_drops_what_was_buffered_and_nothing_else() {
             kept.push(record);
             let mut disk = rig.disk.clone();
             disk.kill();
-            assert_eq!(read_back(&mut disk).unwrap().1, kept, "skip {skip}, {written} B");
+            assert_eq!(
+                read_back(&mut disk).unwrap().1,
+                kept,
+                "skip {skip}, {written} B"
+            );
         }
     }
 }
@@ -204,15 +266,48 @@ fn a_leftover_at_the_end_of_a_segment_does_not_hide_the_next() {
     rig.write(&[big(0), big(1)]);
     rig.turn();
     rig.append(&Owned::put(2, b"dropped", b"by a failed write"));
-    rig.disk.faults.write = Some(FailedWrite { skip: 0, written: usize::MAX, error: EIO });
+    rig.disk.faults.write = Some(FailedWrite {
+        skip: 0,
+        written: usize::MAX,
+        error: EIO,
+    });
     rig.log.flush(&mut rig.disk).unwrap_err();
     let large = Owned::put(3, b"large", &[3; 60_000]);
     rig.write(std::slice::from_ref(&large));
     assert_eq!(rig.log.segments().len(), 2);
     // The seal of segment 1 is still queued.
-    assert!(rig.disk.queued().any(|request| matches!(request, IoRequest::Seal { .. })));
+    assert!(
+        rig.disk
+            .queued()
+            .any(|request| matches!(request, IoRequest::Seal { .. }))
+    );
     rig.disk.kill();
     assert_eq!(read_back(&mut rig.disk).unwrap().1, [big(0), big(1), large]);
+}
+
+#[test]
+fn a_header_that_was_written_in_part_is_no_obstacle() {
+    for written in 0..SEGMENT_HEADER_BYTES {
+        let mut rig = Rig::new();
+        rig.append(&big(1));
+        rig.disk.faults.write = Some(FailedWrite {
+            skip: 0,
+            written,
+            error: EIO,
+        });
+        rig.log.flush(&mut rig.disk).unwrap_err();
+        let mut disk = rig.disk.clone();
+        disk.kill();
+        let (recovered, seen) = read_back(&mut disk).unwrap();
+        assert!(
+            seen.is_empty() && recovered.start == LogStart::empty(),
+            "{written} B"
+        );
+        assert!(disk.segments().is_empty());
+        rig.write(&[big(2)]);
+        rig.disk.kill();
+        assert_eq!(read_back(&mut rig.disk).unwrap().1, [big(2)], "{written} B");
+    }
 }
 
 #[test]
@@ -253,16 +348,39 @@ fn a_record_is_synced_only_behind_all_earlier_segments() {
     rig.log.drive(&mut rig.disk);
     rig.log.drive(&mut rig.disk);
     let syncs: Vec<_> = rig.disk.queued().collect();
-    assert!(matches!(syncs[0], IoRequest::Seal { segment: SegmentNo(1), .. }), "{syncs:?}");
-    let sync = IoRequest::Sync { segment: SegmentNo(2), upto: Sequence(4) };
+    assert!(
+        matches!(
+            syncs[0],
+            IoRequest::Seal {
+                segment: SegmentNo(1),
+                ..
+            }
+        ),
+        "{syncs:?}"
+    );
+    let sync = IoRequest::Sync {
+        segment: SegmentNo(2),
+        upto: Sequence(4),
+    };
     assert_eq!(syncs.iter().filter(|request| ***request == sync).count(), 1);
     let dirty = rig.log.dirty_bytes();
     assert!(dirty > 160_000, "{dirty}");
     // The sync of segment 2 is answered before the seal of segment 1.
-    let synced = |segment, upto| IoReply::Synced { segment, upto, result: Ok(()) };
-    assert_eq!(rig.log.on_reply(synced(SegmentNo(2), Sequence(4))), LogEvent::Nothing);
+    let synced = |segment, upto| IoReply::Synced {
+        segment,
+        upto,
+        result: Ok(()),
+    };
+    assert_eq!(
+        rig.log.on_reply(synced(SegmentNo(2), Sequence(4))),
+        LogEvent::Nothing
+    );
     assert_eq!(rig.log.synced(), Sequence(0));
-    let sealed = IoReply::Sealed { segment: SegmentNo(1), upto: Sequence(3), result: Ok(()) };
+    let sealed = IoReply::Sealed {
+        segment: SegmentNo(1),
+        upto: Sequence(3),
+        result: Ok(()),
+    };
     assert_eq!(rig.log.on_reply(sealed), LogEvent::Synced(Sequence(4)));
     assert_eq!(rig.log.dirty_bytes(), 0);
 }
@@ -297,7 +415,10 @@ fn steady_appends_keep_their_memory() {
     }
     assert_eq!(rig.log.memory_bytes(), bytes);
     let totals = rig.log.totals();
-    assert_eq!(totals.record_bytes, 41 * record.record().record_bytes() as u64);
+    assert_eq!(
+        totals.record_bytes,
+        41 * record.record().record_bytes() as u64
+    );
     rig.log.garbage(SegmentNo(1), 176);
     assert_eq!(rig.log.totals().dead_bytes, 176);
 }

@@ -80,7 +80,10 @@ proptest! {
 #[test]
 fn limits_are_the_formats() {
     let key = vec![7; KEY_BYTES_MAX + 1];
-    let delete = |length: usize| Record::Delete { agent: AgentNo(1), key: &key[..length] };
+    let delete = |length: usize| Record::Delete {
+        agent: AgentNo(1),
+        key: &key[..length],
+    };
     assert!(delete(KEY_BYTES_MAX).within_limits());
     assert!(!delete(KEY_BYTES_MAX + 1).within_limits());
     let payload = vec![0; super::super::format::PAYLOAD_BYTES_MAX + 1];
@@ -105,7 +108,11 @@ fn the_bytes_are_those_of_the_document() {
     let mut footer = Footer::default();
     footer.push(&bytes[..first.head_bytes]);
     let mut bytes = Vec::new();
-    let agent = Record::Agent { agent: AgentNo(9), public: true, name: b"planner" };
+    let agent = Record::Agent {
+        agent: AgentNo(9),
+        public: true,
+        name: b"planner",
+    };
     let last = encode(&agent, Sequence(42), 2, first.checksum, &mut bytes);
     assert_eq!(hex(&bytes), VECTOR_AGENT);
     footer.push(&bytes[..last.head_bytes]);
@@ -126,7 +133,11 @@ fn a_header_or_trailer_with_one_bit_changed_is_refused() {
     for bit in 0..good.len() * 8 {
         let mut bad = good;
         bad[bit / 8] ^= 1 << (bit % 8);
-        let expected = if bit < 64 { BadHeader::Magic } else { BadHeader::Checksum };
+        let expected = if bit < 64 {
+            BadHeader::Magic
+        } else {
+            BadHeader::Checksum
+        };
         assert_eq!(SegmentHeader::decode(&bad), Err(expected), "bit {bit}");
     }
     let trailer = Trailer {
@@ -150,9 +161,21 @@ fn a_header_or_trailer_with_one_bit_changed_is_refused() {
 #[test]
 fn a_valid_record_of_an_unknown_kind_is_told_apart() {
     let mut bytes = Vec::new();
-    encode(&Record::Delete { agent: AgentNo(1), key: b"k" }, Sequence(1), 0, 0, &mut bytes);
+    encode(
+        &Record::Delete {
+            agent: AgentNo(1),
+            key: b"k",
+        },
+        Sequence(1),
+        0,
+        0,
+        &mut bytes,
+    );
     bytes[4] = 77;
     let checksum = crc32fast::hash(&bytes[4..41]);
     bytes[..4].copy_from_slice(&checksum.to_le_bytes());
-    assert_eq!(decode(&bytes, 0), Err(Invalid::Unknown { kind: 77, flags: 0 }));
+    assert_eq!(
+        decode(&bytes, 0),
+        Err(Invalid::Unknown { kind: 77, flags: 0 })
+    );
 }

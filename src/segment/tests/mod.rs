@@ -2,9 +2,9 @@
 //!
 //! Floor 1, tests only. A model is the plain list of records that were appended.
 
+mod append;
 mod crash;
 mod layout;
-mod append;
 mod recovery;
 
 use crate::id::{AgentNo, ObjectId, SegmentNo, ShardNo};
@@ -37,14 +37,23 @@ impl Owned {
     fn put(agent: u32, key: &[u8], value: &[u8]) -> Self {
         let id = ObjectId::of_blob(value);
         let bytes = value.len() as u64;
-        Self::Put(agent, key.to_vec(), ValueKind::Blob, id, bytes, Some(value.to_vec()))
+        Self::Put(
+            agent,
+            key.to_vec(),
+            ValueKind::Blob,
+            id,
+            bytes,
+            Some(value.to_vec()),
+        )
     }
 
     fn record(&self) -> Record<'_> {
         match self {
-            Self::Agent(agent, public, name) => {
-                Record::Agent { agent: AgentNo(*agent), public: *public, name }
-            }
+            Self::Agent(agent, public, name) => Record::Agent {
+                agent: AgentNo(*agent),
+                public: *public,
+                name,
+            },
             Self::Put(agent, key, kind, id, value_bytes, payload) => Record::Put {
                 agent: AgentNo(*agent),
                 key,
@@ -53,17 +62,32 @@ impl Owned {
                 value_bytes: *value_bytes,
                 payload: payload.as_deref(),
             },
-            Self::Delete(agent, key) => Record::Delete { agent: AgentNo(*agent), key },
-            Self::Object(kind, id, payload) => Record::Object { kind: *kind, id: *id, payload },
+            Self::Delete(agent, key) => Record::Delete {
+                agent: AgentNo(*agent),
+                key,
+            },
+            Self::Object(kind, id, payload) => Record::Object {
+                kind: *kind,
+                id: *id,
+                payload,
+            },
         }
     }
 
     fn of(head: &Head<'_>, payload: Option<Vec<u8>>) -> Self {
         match *head {
-            Head::Agent { agent, public, name } => Self::Agent(agent.0, public, name.to_vec()),
-            Head::Put { agent, key, kind, id, value_bytes } => {
-                Self::Put(agent.0, key.to_vec(), kind, id, value_bytes, payload)
-            }
+            Head::Agent {
+                agent,
+                public,
+                name,
+            } => Self::Agent(agent.0, public, name.to_vec()),
+            Head::Put {
+                agent,
+                key,
+                kind,
+                id,
+                value_bytes,
+            } => Self::Put(agent.0, key.to_vec(), kind, id, value_bytes, payload),
             Head::Delete { agent, key } => Self::Delete(agent.0, key.to_vec()),
             Head::Object { kind, id } => Self::Object(kind, id, payload.unwrap()),
         }
@@ -164,7 +188,9 @@ fn read_back<F: SegmentFiles>(files: &mut F) -> Result<(Recovered, Vec<Owned>), 
     for (mut record, at) in seen {
         let payload = at.map(|at| {
             let mut bytes = vec![0; at.bytes as usize];
-            let got = files.read_at(at.segment, at.offset.into(), &mut bytes).unwrap();
+            let got = files
+                .read_at(at.segment, at.offset.into(), &mut bytes)
+                .unwrap();
             assert_eq!(got, bytes.len());
             bytes
         });
@@ -185,9 +211,20 @@ fn few_records() -> Vec<Owned> {
     vec![
         Owned::Agent(1, false, b"planner".to_vec()),
         Owned::put(1, b"plan", b"first, ask"),
-        Owned::Put(1, b"copy".to_vec(), ValueKind::Blob, ObjectId::of_blob(b"first, ask"), 10, None),
+        Owned::Put(
+            1,
+            b"copy".to_vec(),
+            ValueKind::Blob,
+            ObjectId::of_blob(b"first, ask"),
+            10,
+            None,
+        ),
         Owned::Delete(1, b"plan".to_vec()),
-        Owned::Object(ValueKind::Blob, ObjectId::of_blob(b"part"), b"part".to_vec()),
+        Owned::Object(
+            ValueKind::Blob,
+            ObjectId::of_blob(b"part"),
+            b"part".to_vec(),
+        ),
         Owned::put(1, b"empty", b""),
         Owned::Agent(1, true, b"planner".to_vec()),
     ]
@@ -206,5 +243,6 @@ fn damaged() -> (MemoryDisk, Vec<Owned>) {
     rig.disk.kill();
     // The payload of the second record of segment 2.
     rig.disk.bytes_mut(SegmentNo(2))[50_000] ^= 1;
+    rig.disk.sync_all();
     (rig.disk, records[..4].to_vec())
 }

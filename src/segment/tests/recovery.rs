@@ -3,9 +3,7 @@
 //! Floor 1, tests only.
 
 use super::*;
-use crate::segment::format::{
-    FORMAT_VERSION, Footer, SEGMENT_HEADER_BYTES, SegmentHeader, encode,
-};
+use crate::segment::format::{FORMAT_VERSION, Footer, SEGMENT_HEADER_BYTES, SegmentHeader, encode};
 use crate::segment::{Directory, FilesError, Sequence};
 
 /// A log of a few records in segment 1, and a spare; sealed or not.
@@ -29,13 +27,23 @@ fn what_was_flushed_comes_back_and_goes_on() {
     assert_eq!(recovered.start.next_segment, SegmentNo(2));
     assert_eq!(disk.segments(), [1], "the spare is removed");
     let report = recovered.report;
-    assert_eq!((report.segments, report.sealed, report.truncated_bytes), (1, 0, 0));
+    assert_eq!(
+        (report.segments, report.sealed, report.truncated_bytes),
+        (1, 0, 0)
+    );
     let (again, seen) = read_back(&mut disk).unwrap();
-    assert_eq!((again.start.clone(), seen), (recovered.start, records.clone()));
+    assert_eq!(
+        (again.start.clone(), seen),
+        (recovered.start, records.clone())
+    );
     assert_eq!(again.report.sealed, 1);
 
     let log = Log::new(CONFIG, again.start);
-    let mut rig = Rig { disk, log, events: Vec::new() };
+    let mut rig = Rig {
+        disk,
+        log,
+        events: Vec::new(),
+    };
     rig.turn();
     rig.write(&few_records());
     rig.disk.kill();
@@ -47,7 +55,10 @@ fn what_was_flushed_comes_back_and_goes_on() {
 #[test]
 fn an_empty_directory_is_an_empty_log() {
     let (recovered, seen) = read_back(&mut MemoryDisk::new()).unwrap();
-    assert_eq!((recovered.start, recovered.log_id), (LogStart::empty(), None));
+    assert_eq!(
+        (recovered.start, recovered.log_id),
+        (LogStart::empty(), None)
+    );
     assert!(seen.is_empty());
 }
 
@@ -55,7 +66,11 @@ fn an_empty_directory_is_an_empty_log() {
 fn a_file_cut_anywhere_gives_a_prefix() {
     for sealed in [false, true] {
         let (disk, records) = small(sealed);
-        let length = if sealed { disk.clone().bytes_mut(SegmentNo(1)).len() } else { 1024 };
+        let length = if sealed {
+            disk.clone().bytes_mut(SegmentNo(1)).len()
+        } else {
+            1024
+        };
         let mut counts = Vec::new();
         for end in 0..=length {
             let mut disk = disk.clone();
@@ -65,7 +80,6 @@ fn a_file_cut_anywhere_gives_a_prefix() {
                     assert_eq!(seen, records[..seen.len()], "cut at {end}");
                     counts.push(seen.len());
                 }
-                Err(RecoverError::NotASegment { .. }) => assert!((1..64).contains(&end)),
                 Err(error) => panic!("cut at {end}: {error}"),
             }
         }
@@ -117,7 +131,10 @@ fn damage_in_the_middle_ends_the_log_and_sets_the_rest_aside() {
     assert_eq!(disk.segments(), [1, 2]);
     assert_eq!(disk.orphans.len(), 1);
     assert!(disk.orphans[0].0 == SegmentNo(3) && disk.orphans[0].1.len() == 128 << 10);
-    assert_eq!((recovered.report.set_aside, recovered.report.segments), (1, 2));
+    assert_eq!(
+        (recovered.report.set_aside, recovered.report.segments),
+        (1, 2)
+    );
     assert!(recovered.report.truncated_bytes > 40_000);
 }
 
@@ -136,7 +153,11 @@ fn a_crash_at_any_call_of_recovery_changes_nothing() {
                 Err(RecoverError::Files(FilesError::Os { errno: 5, .. })) => {}
                 Err(error) => panic!("call {call}: {error}"),
             }
-            if power { disk.power_cut(&mut random) } else { disk.kill() }
+            if power {
+                disk.power_cut(&mut random)
+            } else {
+                disk.kill()
+            }
             let (recovered, seen) = read_back(&mut disk).unwrap();
             assert_eq!(recovered.start, expected.start, "call {call}");
             assert_eq!(seen, records, "call {call}");
@@ -176,31 +197,54 @@ fn files_that_no_crash_explains_are_refused_and_left_alone() {
 
     let mut newer = disk.clone();
     reseal_header(&mut newer, 8, 2);
-    let expected =
-        RecoverError::NewerFormat { file: file.clone(), found: 2, known: FORMAT_VERSION };
+    let expected = RecoverError::NewerFormat {
+        file: file.clone(),
+        found: 2,
+        known: FORMAT_VERSION,
+    };
     assert_eq!(refused(&newer), expected);
 
     let mut foreign = disk.clone();
     reseal_header(&mut foreign, 12, 9);
-    let expected =
-        RecoverError::Foreign { file: file.clone(), shard: ShardNo(9), segment: one };
+    let expected = RecoverError::Foreign {
+        file: file.clone(),
+        shard: ShardNo(9),
+        segment: one,
+    };
     assert_eq!(refused(&foreign), expected);
 
     let mut other = disk.clone();
     other.bytes_mut(one)[0] = b'X';
-    assert_eq!(refused(&other), RecoverError::NotASegment { file: file.clone() });
+    assert_eq!(
+        refused(&other),
+        RecoverError::NotASegment { file: file.clone() }
+    );
 
     let mut zeroed = disk.clone();
     zeroed.bytes_mut(one)[..512].fill(0);
-    assert_eq!(refused(&zeroed), RecoverError::DamagedHeader { file: file.clone() });
+    assert_eq!(
+        refused(&zeroed),
+        RecoverError::DamagedHeader { file: file.clone() }
+    );
 
     let mut gap = disk.clone();
     *gap.bytes_mut(SegmentNo(3)) = vec![0; 100];
-    assert_eq!(refused(&gap), RecoverError::Missing { file: gap.path(SegmentNo(2)) });
+    assert_eq!(
+        refused(&gap),
+        RecoverError::Missing {
+            file: gap.path(SegmentNo(2))
+        }
+    );
 
     let mut copied = disk.clone();
     *copied.bytes_mut(SegmentNo(2)) = disk.clone().bytes_mut(one).clone();
-    assert!(matches!(refused(&copied), RecoverError::Foreign { segment: SegmentNo(1), .. }));
+    assert!(matches!(
+        refused(&copied),
+        RecoverError::Foreign {
+            segment: SegmentNo(1),
+            ..
+        }
+    ));
 }
 
 #[test]
@@ -231,7 +275,10 @@ fn a_header_lost_to_a_power_cut_ends_the_log() {
     let (recovered, seen) = read_back(&mut rig.disk).unwrap();
     assert!(seen.is_empty() && recovered.start == LogStart::empty());
     // Something was there: it is kept.
-    assert_eq!(rig.disk.orphans.len(), usize::from(recovered.report.set_aside == 1));
+    assert_eq!(
+        rig.disk.orphans.len(),
+        usize::from(recovered.report.set_aside == 1)
+    );
     assert!(rig.disk.segments().is_empty());
 }
 
@@ -254,7 +301,10 @@ fn a_real_directory_recovers_as_memory_does() {
     assert_eq!(found, expected);
     for segment in disk.segments() {
         let segment = SegmentNo(segment);
-        assert_eq!(&std::fs::read(directory.path(segment)).unwrap(), disk.bytes_mut(segment));
+        assert_eq!(
+            &std::fs::read(directory.path(segment)).unwrap(),
+            disk.bytes_mut(segment)
+        );
     }
     let again = read_back(&mut directory).unwrap();
     assert_eq!((again.0.start, again.1), (expected.0.start, expected.1));
@@ -292,8 +342,7 @@ fn speed_of_recovery() {
                     value_bytes: value_bytes as u64,
                     payload: Some(&value),
                 };
-                let encoded =
-                    encode(&record, Sequence(sequence), 0, previous, &mut bytes);
+                let encoded = encode(&record, Sequence(sequence), 0, previous, &mut bytes);
                 (previous, sequence) = (encoded.checksum, sequence + 1);
             }
             total += bytes.len() - SEGMENT_HEADER_BYTES;
