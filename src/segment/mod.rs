@@ -1,6 +1,39 @@
-//! L3: append-only segment files.
+//! L3: a shard's log of records in append-only segment files.
+//!
+//! Floor 1. Bytes, a state machine and blocking recovery; no thread, no clock, no async. The byte
+//! layout is in `FORMAT.md` beside this file. What it costs:
+//!
+//! | operation | bytes copied | cache lines | system calls |
+//! |---|---|---|---|
+//! | append | the record, once, into the buffer; its head (40 B + id + key) once more, into the footer | record / 64 + head / 64, written in sequence; 2 of the log's own | none, no allocation |
+//! | flush | what is buffered, by the kernel | none of its own | 1 pwrite; at a roll 2, and one allocation for the next footer |
+//! | read | none | the log's own 2, then the payload | none, or what residency costs the [`Disk`] |
+//! | drive, nothing due | none | 2 | none |
+//! | garbage | none | log2(segments) | none |
+//! | recover, sealed segment | its footer: about 100 B for each record | | 3 preads |
+//! | recover, tail | all of it, hashed | | 1 pread for each MiB |
+//!
+//! Invariants
+//! - floor 1 siblings are not imported; everything that may wait for a device goes through
+//!   [`Disk`] (a running shard) or [`SegmentFiles`] (the start).
+//! - recovery yields a prefix of what was appended, and at least what [`Log::synced`] said.
 
 pub mod disk;
+pub mod files;
+pub mod format;
 pub mod index;
+pub mod log;
+pub mod recover;
+
+#[cfg(test)]
+pub(crate) mod memory;
+#[cfg(test)]
+mod tests;
 
 pub use disk::{Disk, DiskError, IoReply, IoRequest, Location, Sequence};
+pub use files::{Directory, FilesError, SegmentFile, SegmentFiles};
+pub use format::{Head, ListPayload, LogId, Record, ValueKind};
+pub use log::{
+    Appended, Log, LogConfig, LogError, LogEvent, LogStart, LogTotals, NotReady, Read, SegmentState,
+};
+pub use recover::{RecoverError, RecoverReport, Recovered, RecoveredRecord, recover};

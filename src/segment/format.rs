@@ -1,0 +1,853 @@
+//! The bytes of segment files: header, records, footer, and the list object of a large value.
+//!
+//! Floor 1. Pure functions of bytes: no file, no clock, no state. `FORMAT.md` beside this file is
+//! the same in words; a stranger can implement from it.
+//!
+//! Invariants
+//! - everything is little-endian; records begin on multiples of [`RECORD_ALIGN`].
+//! - a record's head (header, id, key) is covered by its checksum, which continues that of the
+//!   record before it, and at the start of a segment that of its header: a record is valid only
+//!   behind the very bytes that it was written behind. Its payload is covered by its id.
+//! - decoding never panics and never reads outside the slice, whatever the bytes are.
+
+use crate::id::{AGENT_NAME_BYTES_MAX, VALUE_BYTES_MAX};
+use crate::id::{AgentNo, KEY_BYTES_MAX, OBJECT_ID_BYTES, ObjectId, SegmentNo, ShardNo};
+
+use super::Sequence;
+
+/// Version of the byte layout that is written here; older ones are read, newer ones refused.
+pub const FORMAT_VERSION: u32 = 1;
+/// Bytes of the header of a segment file.
+pub const SEGMENT_HEADER_BYTES: usize = 64;
+/// Bytes of a record's fixed header.
+pub const RECORD_HEADER_BYTES: usize = 40;
+/// Records begin on multiples of this.
+pub const RECORD_ALIGN: usize = 8;
+/// Bytes of the trailer that ends a sealed file.
+pub const TRAILER_BYTES: usize = 48;
+/// Largest blob in one record; larger values are lists of parts of this size.
+pub const PART_BYTES_MAX: usize = 64 << 10;
+/// Largest payload: a part, with room to spare for other kinds.
+pub const PAYLOAD_BYTES_MAX: usize = PART_BYTES_MAX + (4 << 10);
+/// Largest header, id and key together.
+pub const HEAD_BYTES_MAX: usize = RECORD_HEADER_BYTES + OBJECT_ID_BYTES + KEY_BYTES_MAX;
+/// Largest record, padding included.
+pub const RECORD_BYTES_MAX: usize = align(HEAD_BYTES_MAX + PAYLOAD_BYTES_MAX);
+/// Parts of the largest value.
+pub const PARTS_MAX: usize = (VALUE_BYTES_MAX as usize).div_ceil(PART_BYTES_MAX);
+
+const SEGMENT_MAGIC: [u8; 8] = *b"HELIOSEG";
+const TRAILER_MAGIC: [u8; 8] = *b"HELIOFTR";
+const LIST_HEADER_BYTES: usize = 16;
+
+const KIND_AGENT: u8 = 1;
+const KIND_PUT: u8 = 2;
+const KIND_DELETE: u8 = 3;
+const KIND_OBJECT: u8 = 4;
+
+const FLAG_ID: u8 = 1;
+const FLAG_PAYLOAD: u8 = 2;
+const FLAG_LIST: u8 = 4;
+const FLAG_PUBLIC: u8 = 8;
+
+const _: () = {
+    assert!(AGENT_NAME_BYTES_MAX <= KEY_BYTES_MAX && KEY_BYTES_MAX <= u16::MAX as usize);
+    assert!(LIST_HEADER_BYTES + PARTS_MAX * OBJECT_ID_BYTES <= PAYLOAD_BYTES_MAX);
+    assert!(SEGMENT_HEADER_BYTES.is_multiple_of(RECORD_ALIGN));
+};
+
+/// Names one shard's log: random, drawn when its directory is made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub struct LogId(pub u64);
+
+/// What an object is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub enum ValueKind {
+    /// The bytes themselves.
+    Blob,
+    /// A [`ListPayload`]: the ids of the parts.
+    List,
+}
+
+impl ValueKind {
+    /// The id of `payload` as an object of this kind.
+    #[must_use]
+    pub fn id_of(self, payload: &[u8]) -> ObjectId {
+        match self {
+            Self::Blob => ObjectId::of_blob(payload),
+            Self::List => ObjectId::of_list(payload),
+        }
+    }
+}
+
+/// What a record says, without its payload.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Head<'a> {
+    /// An agent exists, under this name; a later record of the same number sets `public` anew.
+    Agent {
+        /// Its number in this shard.
+        agent: AgentNo,
+        /// Other agents may read its values.
+        public: bool,
+        /// At most [`AGENT_NAME_BYTES_MAX`] bytes.
+        name: &'a [u8],
+    },
+    /// A key has a value from now on.
+    Put {
+        /// The owner of the key.
+        agent: AgentNo,
+        /// At most [`KEY_BYTES_MAX`] bytes.
+        key: &'a [u8],
+        /// Whether `id` names the value or its list of parts.
+        kind: ValueKind,
+        /// The object.
+        id: ObjectId,
+        /// Length of the value; of a list, of all parts together.
+        value_bytes: u64,
+    },
+    /// A key has no value from now on.
+    Delete {
+        /// The owner of the key.
+        agent: AgentNo,
+        /// At most [`KEY_BYTES_MAX`] bytes.
+        key: &'a [u8],
+    },
+    /// An object that no key points at yet: a part of a large value.
+    Object {
+        /// What it is.
+        kind: ValueKind,
+        /// Its name.
+        id: ObjectId,
+    },
+}
+
+impl Head<'_> {
+    /// Bytes before the payload.
+    #[must_use]
+    pub fn head_bytes(&self) -> usize {
+        match self {
+            Self::Agent { name: key, .. } | Self::Delete { key, .. } => {
+                RECORD_HEADER_BYTES + key.len()
+            }
+            Self::Put { key, .. } => RECORD_HEADER_BYTES + OBJECT_ID_BYTES + key.len(),
+            Self::Object { .. } => RECORD_HEADER_BYTES + OBJECT_ID_BYTES,
+        }
+    }
+
+    /// Whether `payload` is what the record's id names; a head without an id has no payload.
+    #[must_use]
+    pub fn verify(&self, payload: &[u8]) -> bool {
+        match self {
+            Self::Put { kind, id, .. } | Self::Object { kind, id } => kind.id_of(payload) == *id,
+            Self::Agent { .. } | Self::Delete { .. } => payload.is_empty(),
+        }
+    }
+}
+
+/// A record to append.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Record<'a> {
+    /// See [`Head::Agent`].
+    Agent {
+        /// Its number in this shard.
+        agent: AgentNo,
+        /// Other agents may read its values.
+        public: bool,
+        /// At most [`AGENT_NAME_BYTES_MAX`] bytes.
+        name: &'a [u8],
+    },
+    /// See [`Head::Put`].
+    Put {
+        /// The owner of the key.
+        agent: AgentNo,
+        /// At most [`KEY_BYTES_MAX`] bytes.
+        key: &'a [u8],
+        /// Whether `id` names the value or its list of parts.
+        kind: ValueKind,
+        /// The object.
+        id: ObjectId,
+        /// Length of the value; of a list, of all parts together.
+        value_bytes: u64,
+        /// The object's bytes; `None` where an earlier record of this log holds them.
+        payload: Option<&'a [u8]>,
+    },
+    /// See [`Head::Delete`].
+    Delete {
+        /// The owner of the key.
+        agent: AgentNo,
+        /// At most [`KEY_BYTES_MAX`] bytes.
+        key: &'a [u8],
+    },
+    /// See [`Head::Object`].
+    Object {
+        /// What it is.
+        kind: ValueKind,
+        /// Its name.
+        id: ObjectId,
+        /// At most [`PAYLOAD_BYTES_MAX`] bytes.
+        payload: &'a [u8],
+    },
+}
+
+impl<'a> Record<'a> {
+    /// The record without its payload.
+    #[must_use]
+    pub fn head(&self) -> Head<'a> {
+        match *self {
+            Self::Agent {
+                agent,
+                public,
+                name,
+            } => Head::Agent {
+                agent,
+                public,
+                name,
+            },
+            Self::Put {
+                agent,
+                key,
+                kind,
+                id,
+                value_bytes,
+                ..
+            } => Head::Put {
+                agent,
+                key,
+                kind,
+                id,
+                value_bytes,
+            },
+            Self::Delete { agent, key } => Head::Delete { agent, key },
+            Self::Object { kind, id, .. } => Head::Object { kind, id },
+        }
+    }
+
+    /// The payload that is stored in the record.
+    #[must_use]
+    pub fn payload(&self) -> Option<&'a [u8]> {
+        match *self {
+            Self::Put { payload, .. } => payload,
+            Self::Object { payload, .. } => Some(payload),
+            Self::Agent { .. } | Self::Delete { .. } => None,
+        }
+    }
+
+    /// Bytes of the record in the file, padding included.
+    #[must_use]
+    pub fn record_bytes(&self) -> usize {
+        align(self.head().head_bytes() + self.payload().map_or(0, <[u8]>::len))
+    }
+
+    /// Whether every length is within its bound, so that the record can be encoded.
+    #[must_use]
+    pub fn within_limits(&self) -> bool {
+        let payload_bytes = self.payload().map_or(0, <[u8]>::len);
+        payload_bytes <= PAYLOAD_BYTES_MAX
+            && match *self {
+                Self::Agent { name, .. } => name.len() <= AGENT_NAME_BYTES_MAX,
+                Self::Delete { key, .. } => key.len() <= KEY_BYTES_MAX,
+                Self::Object { .. } => true,
+                Self::Put {
+                    key,
+                    kind,
+                    value_bytes,
+                    payload,
+                    ..
+                } => {
+                    key.len() <= KEY_BYTES_MAX
+                        && value_bytes <= VALUE_BYTES_MAX
+                        && (kind == ValueKind::List
+                            || payload.is_none_or(|p| p.len() as u64 == value_bytes))
+                }
+            }
+    }
+}
+
+/// `bytes` rounded up to a multiple of [`RECORD_ALIGN`].
+#[must_use]
+pub const fn align(bytes: usize) -> usize {
+    bytes.next_multiple_of(RECORD_ALIGN)
+}
+
+/// CRC-32 of `bytes`, continued from `seed` (zlib's `crc32(seed, bytes)`).
+fn checksum(seed: u32, bytes: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new_with_initial(seed);
+    hasher.update(bytes);
+    hasher.finalize()
+}
+
+/// A record that was encoded.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Encoded {
+    /// Bytes of header, id and key.
+    pub head_bytes: usize,
+    /// Seed of the next record.
+    pub checksum: u32,
+}
+
+/// Appends a record to `out`, padding included.
+///
+/// `take` counts the log's rollbacks: see `FORMAT.md`. `seed` is the checksum of the record
+/// before it, or of the segment's header. The record must be [`Record::within_limits`].
+pub fn encode(
+    record: &Record<'_>,
+    sequence: Sequence,
+    take: u32,
+    seed: u32,
+    out: &mut Vec<u8>,
+) -> Encoded {
+    assert!(
+        record.within_limits(),
+        "a record larger than the format allows"
+    );
+    let (kind, agent, key, id, value_bytes, mut flags) = match *record {
+        Record::Agent {
+            agent,
+            public,
+            name,
+        } => (
+            KIND_AGENT,
+            agent.0,
+            name,
+            None,
+            0,
+            if public { FLAG_PUBLIC } else { 0 },
+        ),
+        Record::Put {
+            agent,
+            key,
+            kind,
+            id,
+            value_bytes,
+            ..
+        } => (
+            KIND_PUT,
+            agent.0,
+            key,
+            Some(id),
+            value_bytes,
+            list_flag(kind),
+        ),
+        Record::Delete { agent, key } => (KIND_DELETE, agent.0, key, None, 0, 0),
+        Record::Object { kind, id, payload } => (
+            KIND_OBJECT,
+            0,
+            &b""[..],
+            Some(id),
+            payload.len() as u64,
+            list_flag(kind),
+        ),
+    };
+    let payload = record.payload();
+    flags |= if id.is_some() { FLAG_ID } else { 0 };
+    flags |= if payload.is_some() { FLAG_PAYLOAD } else { 0 };
+    let payload = payload.unwrap_or_default();
+
+    let start = out.len();
+    let mut header = [0; RECORD_HEADER_BYTES];
+    header[4] = kind;
+    header[5] = flags;
+    header[6..8].copy_from_slice(&(key.len() as u16).to_le_bytes());
+    header[8..16].copy_from_slice(&sequence.0.to_le_bytes());
+    header[16..20].copy_from_slice(&agent.to_le_bytes());
+    // 20..24 is the branch: 0 until there are branches.
+    header[24..28].copy_from_slice(&(payload.len() as u32).to_le_bytes());
+    header[28..32].copy_from_slice(&take.to_le_bytes());
+    header[32..40].copy_from_slice(&value_bytes.to_le_bytes());
+    out.extend_from_slice(&header);
+    if let Some(id) = id {
+        out.extend_from_slice(id.as_bytes());
+    }
+    out.extend_from_slice(key);
+    let head_bytes = out.len() - start;
+    let checksum = checksum(seed, &out[start + 4..]);
+    out[start..start + 4].copy_from_slice(&checksum.to_le_bytes());
+    out.extend_from_slice(payload);
+    out.resize(start + align(out.len() - start), 0);
+    Encoded {
+        head_bytes,
+        checksum,
+    }
+}
+
+fn list_flag(kind: ValueKind) -> u8 {
+    match kind {
+        ValueKind::Blob => 0,
+        ValueKind::List => FLAG_LIST,
+    }
+}
+
+/// A decoded head, and where the rest of the record is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Decoded<'a> {
+    /// Position in the log.
+    pub sequence: Sequence,
+    /// Rollbacks of the log before it was written.
+    pub take: u32,
+    /// What it says.
+    pub head: Head<'a>,
+    /// Bytes of header, id and key; the payload follows.
+    pub head_bytes: u32,
+    /// Length of the payload, if the record holds one.
+    pub payload_bytes: Option<u32>,
+    /// Bytes of the record, padding included.
+    pub record_bytes: u32,
+    /// Seed of the next record.
+    pub checksum: u32,
+}
+
+/// Why bytes are no record.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Invalid {
+    /// Zeros, torn bytes, or bytes of another segment.
+    #[error("no record is here")]
+    NotARecord,
+    /// The checksum is right, but this version has no such record.
+    #[error("a record of kind {kind} with flags {flags:#04x} is unknown to this version")]
+    Unknown {
+        /// Its kind number.
+        kind: u8,
+        /// Its flags.
+        flags: u8,
+    },
+}
+
+/// Decodes the head of the record that `bytes` begins with. The payload need not be in `bytes`,
+/// and is not verified: see [`Head::verify`].
+///
+/// # Errors
+/// [`Invalid`], for any bytes that [`encode`] did not write with this seed.
+pub fn decode(bytes: &[u8], seed: u32) -> Result<Decoded<'_>, Invalid> {
+    let header: &[u8; RECORD_HEADER_BYTES] = bytes.first_chunk().ok_or(Invalid::NotARecord)?;
+    let (kind, flags) = (header[4], header[5]);
+    let key_bytes = usize::from(u16_at(header, 6));
+    let payload_bytes = u32_at(header, 24);
+    let id_bytes = if flags & FLAG_ID == 0 {
+        0
+    } else {
+        OBJECT_ID_BYTES
+    };
+    let head_bytes = RECORD_HEADER_BYTES + id_bytes + key_bytes;
+    if kind == 0 || key_bytes > KEY_BYTES_MAX || payload_bytes as usize > PAYLOAD_BYTES_MAX {
+        return Err(Invalid::NotARecord);
+    }
+    let covered = bytes.get(4..head_bytes).ok_or(Invalid::NotARecord)?;
+    if checksum(seed, covered) != u32_at(header, 0) {
+        return Err(Invalid::NotARecord);
+    }
+    let rest = &bytes[RECORD_HEADER_BYTES..head_bytes];
+    let (id, key) = rest.split_at(id_bytes);
+    let id = id.first_chunk().map(|bytes| ObjectId::from_bytes(*bytes));
+    let has_payload = flags & FLAG_PAYLOAD != 0;
+    let head = head_of(header, id, key).ok_or(Invalid::Unknown { kind, flags })?;
+    Ok(Decoded {
+        sequence: Sequence(u64_at(header, 8)),
+        take: u32_at(header, 28),
+        head,
+        head_bytes: head_bytes as u32,
+        payload_bytes: has_payload.then_some(payload_bytes),
+        record_bytes: align(head_bytes + payload_bytes as usize) as u32,
+        checksum: u32_at(header, 0),
+    })
+}
+
+/// The head that a header with a good checksum describes, if this version knows it.
+fn head_of<'a>(header: &[u8], id: Option<ObjectId>, key: &'a [u8]) -> Option<Head<'a>> {
+    let (kind, flags) = (header[4], header[5]);
+    let agent = AgentNo(u32_at(header, 16));
+    let branch = u32_at(header, 20);
+    let payload_bytes = u32_at(header, 24);
+    let value_bytes = u64_at(header, 32);
+    let value_kind = if flags & FLAG_LIST == 0 {
+        ValueKind::Blob
+    } else {
+        ValueKind::List
+    };
+    let has_payload = flags & FLAG_PAYLOAD != 0;
+    if branch != 0 || (!has_payload && payload_bytes != 0) {
+        return None;
+    }
+    let allowed = |mask: u8| flags & !mask == 0;
+    match (kind, id) {
+        (KIND_AGENT, None) if allowed(FLAG_PUBLIC) && key.len() <= AGENT_NAME_BYTES_MAX => {
+            Some(Head::Agent {
+                agent,
+                public: flags & FLAG_PUBLIC != 0,
+                name: key,
+            })
+        }
+        (KIND_PUT, Some(id)) if allowed(FLAG_ID | FLAG_PAYLOAD | FLAG_LIST) => {
+            let whole = value_kind == ValueKind::List
+                || !has_payload
+                || value_bytes == u64::from(payload_bytes);
+            (whole && value_bytes <= VALUE_BYTES_MAX).then_some(Head::Put {
+                agent,
+                key,
+                kind: value_kind,
+                id,
+                value_bytes,
+            })
+        }
+        (KIND_DELETE, None) if allowed(0) => Some(Head::Delete { agent, key }),
+        (KIND_OBJECT, Some(id)) if allowed(FLAG_ID | FLAG_PAYLOAD | FLAG_LIST) => {
+            (has_payload && key.is_empty()).then_some(Head::Object {
+                kind: value_kind,
+                id,
+            })
+        }
+        _ => None,
+    }
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes([bytes[at], bytes[at + 1]])
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(bytes[at..at + 4].try_into().expect("4 bytes"))
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(bytes[at..at + 8].try_into().expect("8 bytes"))
+}
+
+/// The header of a segment file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SegmentHeader {
+    /// The shard that wrote it.
+    pub shard: ShardNo,
+    /// Its place in the log.
+    pub segment: SegmentNo,
+    /// The log it belongs to.
+    pub log_id: LogId,
+    /// Sequence of its first record.
+    pub first: Sequence,
+    /// Rollbacks of the log before it was begun.
+    pub take: u32,
+    /// Checksum of the last record before it, 0 if there is none.
+    pub previous: u32,
+}
+
+/// Why 64 bytes are no header of a segment that can be read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BadHeader {
+    /// Another kind of file.
+    #[error("the file does not begin with the magic of a segment")]
+    Magic,
+    /// The magic is right, the checksum is not.
+    #[error("the header of the segment is damaged")]
+    Checksum,
+    /// Written by a newer program.
+    #[error("format version {found} is newer than {FORMAT_VERSION}")]
+    Newer {
+        /// The version in the file.
+        found: u32,
+    },
+}
+
+impl SegmentHeader {
+    /// The bytes at offset 0 of the file.
+    #[must_use]
+    pub fn encode(&self) -> [u8; SEGMENT_HEADER_BYTES] {
+        let mut bytes = [0; SEGMENT_HEADER_BYTES];
+        bytes[..8].copy_from_slice(&SEGMENT_MAGIC);
+        bytes[8..12].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
+        bytes[12..14].copy_from_slice(&self.shard.0.to_le_bytes());
+        bytes[16..20].copy_from_slice(&self.segment.0.to_le_bytes());
+        bytes[20..24].copy_from_slice(&self.take.to_le_bytes());
+        bytes[24..32].copy_from_slice(&self.log_id.0.to_le_bytes());
+        bytes[32..40].copy_from_slice(&self.first.0.to_le_bytes());
+        bytes[40..44].copy_from_slice(&self.previous.to_le_bytes());
+        let sum = checksum(0, &bytes[..60]);
+        bytes[60..].copy_from_slice(&sum.to_le_bytes());
+        bytes
+    }
+
+    /// The header's own checksum: seed of the first record and of the trailer.
+    #[must_use]
+    pub fn checksum(&self) -> u32 {
+        u32_at(&self.encode(), 60)
+    }
+
+    /// Whether these bytes are a beginning of the magic and then zeros.
+    #[must_use]
+    pub fn is_torn_magic(bytes: &[u8; SEGMENT_HEADER_BYTES]) -> bool {
+        let written = bytes
+            .iter()
+            .rposition(|byte| *byte != 0)
+            .map_or(0, |last| last + 1);
+        written < SEGMENT_MAGIC.len() && bytes[..written] == SEGMENT_MAGIC[..written]
+    }
+
+    /// Reads a header. Magic, version and checksum keep their places in all versions.
+    ///
+    /// # Errors
+    /// [`BadHeader`].
+    pub fn decode(bytes: &[u8; SEGMENT_HEADER_BYTES]) -> Result<Self, BadHeader> {
+        if bytes[..8] != SEGMENT_MAGIC {
+            return Err(BadHeader::Magic);
+        }
+        if checksum(0, &bytes[..60]) != u32_at(bytes, 60) {
+            return Err(BadHeader::Checksum);
+        }
+        let found = u32_at(bytes, 8);
+        if found != FORMAT_VERSION {
+            return Err(BadHeader::Newer { found });
+        }
+        Ok(Self {
+            shard: ShardNo(u16_at(bytes, 12)),
+            segment: SegmentNo(u32_at(bytes, 16)),
+            log_id: LogId(u64_at(bytes, 24)),
+            first: Sequence(u64_at(bytes, 32)),
+            take: u32_at(bytes, 20),
+            previous: u32_at(bytes, 40),
+        })
+    }
+}
+
+/// Ends the footer, and with it the file of a sealed segment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Trailer {
+    /// Sequence of the first record.
+    pub first: Sequence,
+    /// Sequence of the last record.
+    pub last: Sequence,
+    /// Records.
+    pub count: u32,
+    /// Where the last record ends and the footer begins.
+    pub data_end: u32,
+    /// Bytes of the heads before the trailer.
+    pub heads_bytes: u32,
+    /// Checksum of the last record.
+    pub last_checksum: u32,
+}
+
+impl Trailer {
+    /// The last 48 bytes of the file.
+    #[must_use]
+    pub fn encode(&self, seed: u32) -> [u8; TRAILER_BYTES] {
+        let mut bytes = [0; TRAILER_BYTES];
+        bytes[..8].copy_from_slice(&TRAILER_MAGIC);
+        bytes[8..16].copy_from_slice(&self.first.0.to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.last.0.to_le_bytes());
+        bytes[24..28].copy_from_slice(&self.count.to_le_bytes());
+        bytes[28..32].copy_from_slice(&self.data_end.to_le_bytes());
+        bytes[32..36].copy_from_slice(&self.heads_bytes.to_le_bytes());
+        bytes[36..40].copy_from_slice(&self.last_checksum.to_le_bytes());
+        let sum = checksum(seed, &bytes[..44]);
+        bytes[44..].copy_from_slice(&sum.to_le_bytes());
+        bytes
+    }
+
+    /// Whether these bytes were a trailer once.
+    #[must_use]
+    pub fn has_magic(bytes: &[u8; TRAILER_BYTES]) -> bool {
+        bytes[..8] == TRAILER_MAGIC
+    }
+
+    /// Reads a trailer; `None` if these bytes are none of this segment.
+    #[must_use]
+    pub fn decode(bytes: &[u8; TRAILER_BYTES], seed: u32) -> Option<Self> {
+        (bytes[..8] == TRAILER_MAGIC && checksum(seed, &bytes[..44]) == u32_at(bytes, 44)).then(
+            || Self {
+                first: Sequence(u64_at(bytes, 8)),
+                last: Sequence(u64_at(bytes, 16)),
+                count: u32_at(bytes, 24),
+                data_end: u32_at(bytes, 28),
+                heads_bytes: u32_at(bytes, 32),
+                last_checksum: u32_at(bytes, 36),
+            },
+        )
+    }
+}
+
+/// A footer in the making: the heads of a segment's records, one after the other, unpadded.
+#[derive(Debug, Clone, Default)]
+pub struct Footer {
+    heads: Vec<u8>,
+    count: u32,
+}
+
+/// A point to which a [`Footer`] can go back.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct FooterMark {
+    heads_bytes: usize,
+    count: u32,
+}
+
+impl Footer {
+    /// An empty footer with room for `bytes` of heads.
+    #[must_use]
+    pub fn with_capacity(bytes: usize) -> Self {
+        Self {
+            heads: Vec::with_capacity(bytes),
+            count: 0,
+        }
+    }
+
+    /// Adds the head of the next record.
+    pub fn push(&mut self, head: &[u8]) {
+        self.heads.extend_from_slice(head);
+        self.count += 1;
+    }
+
+    /// Records so far.
+    #[must_use]
+    pub fn count(&self) -> u32 {
+        self.count
+    }
+
+    /// Bytes of heads so far.
+    #[must_use]
+    pub fn heads_bytes(&self) -> usize {
+        self.heads.len()
+    }
+
+    /// Bytes of memory it holds.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.heads.capacity()
+    }
+
+    /// This point.
+    #[must_use]
+    pub fn mark(&self) -> FooterMark {
+        FooterMark {
+            heads_bytes: self.heads.len(),
+            count: self.count,
+        }
+    }
+
+    /// Forgets what was pushed after `mark`.
+    pub fn rewind(&mut self, mark: FooterMark) {
+        self.heads.truncate(mark.heads_bytes);
+        self.count = mark.count;
+    }
+
+    /// The bytes to write at `data_end`: heads and trailer. `last_checksum` is of the last
+    /// record, `header_checksum` of the segment's header.
+    #[must_use]
+    pub fn finish(
+        mut self,
+        first: Sequence,
+        data_end: u32,
+        last_checksum: u32,
+        header_checksum: u32,
+    ) -> Vec<u8> {
+        let trailer = Trailer {
+            first,
+            last: Sequence((first.0 + u64::from(self.count)).saturating_sub(1)),
+            count: self.count,
+            data_end,
+            heads_bytes: self.heads.len() as u32,
+            last_checksum,
+        };
+        self.heads
+            .extend_from_slice(&trailer.encode(header_checksum));
+        self.heads
+    }
+}
+
+/// The payload of a list object: the parts of a value larger than [`PART_BYTES_MAX`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ListPayload<'a> {
+    total: u64,
+    part_bytes: u32,
+    ids: &'a [[u8; OBJECT_ID_BYTES]],
+}
+
+/// Bytes that are no list.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("the bytes are no list of parts: lengths and count disagree")]
+pub struct BadList;
+
+impl<'a> ListPayload<'a> {
+    /// Appends the list of `parts`, each but the last of `part_bytes`, `total` together.
+    ///
+    /// # Errors
+    /// [`BadList`] if the numbers disagree or are out of bounds.
+    pub fn encode(
+        total: u64,
+        part_bytes: u32,
+        parts: &[ObjectId],
+        out: &mut Vec<u8>,
+    ) -> Result<(), BadList> {
+        Self::check(total, part_bytes, parts.len())?;
+        out.extend_from_slice(&total.to_le_bytes());
+        out.extend_from_slice(&part_bytes.to_le_bytes());
+        out.extend_from_slice(&(parts.len() as u32).to_le_bytes());
+        parts
+            .iter()
+            .for_each(|id| out.extend_from_slice(id.as_bytes()));
+        Ok(())
+    }
+
+    /// Reads the payload of a list object.
+    ///
+    /// # Errors
+    /// [`BadList`].
+    pub fn decode(payload: &'a [u8]) -> Result<Self, BadList> {
+        let (header, rest) = payload.split_at_checked(LIST_HEADER_BYTES).ok_or(BadList)?;
+        let (ids, tail) = rest.as_chunks();
+        let (total, part_bytes) = (u64_at(header, 0), u32_at(header, 8));
+        Self::check(total, part_bytes, ids.len())?;
+        if !tail.is_empty() || u32_at(header, 12) as usize != ids.len() {
+            return Err(BadList);
+        }
+        Ok(Self {
+            total,
+            part_bytes,
+            ids,
+        })
+    }
+
+    fn check(total: u64, part_bytes: u32, count: usize) -> Result<(), BadList> {
+        let good = (1..=PART_BYTES_MAX as u32).contains(&part_bytes)
+            && total <= VALUE_BYTES_MAX
+            && count <= PARTS_MAX
+            && total.div_ceil(u64::from(part_bytes)) == count as u64;
+        if good { Ok(()) } else { Err(BadList) }
+    }
+
+    /// Length of the value.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.total
+    }
+
+    /// Length of every part but the last.
+    #[must_use]
+    pub fn part_bytes(&self) -> u32 {
+        self.part_bytes
+    }
+
+    /// Parts.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// The id of a part, from 0.
+    #[must_use]
+    pub fn part(&self, index: usize) -> Option<ObjectId> {
+        self.ids
+            .get(index)
+            .map(|bytes| ObjectId::from_bytes(*bytes))
+    }
+
+    /// The ids in order.
+    pub fn parts(&self) -> impl ExactSizeIterator<Item = ObjectId> + 'a {
+        self.ids.iter().map(|bytes| ObjectId::from_bytes(*bytes))
+    }
+
+    /// Length of a part, from 0; 0 past the end.
+    #[must_use]
+    pub fn part_len(&self, index: usize) -> u32 {
+        let before = (index as u64).saturating_mul(u64::from(self.part_bytes));
+        self.total
+            .saturating_sub(before)
+            .min(u64::from(self.part_bytes)) as u32
+    }
+}

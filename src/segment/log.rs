@@ -1,0 +1,814 @@
+//! The append side of a shard's log: buffer, roll over, sync, garbage.
+//!
+//! Floor 1. A state machine over [`Disk`]: no thread, no clock, no file. Per [`Log::append`]: the
+//! record's bytes are written once to the buffer and its head once to the footer; no system call,
+//! no allocation. Per [`Log::flush`]: one `write_at` for everything buffered (two when the log
+//! rolled over in between).
+//!
+//! Invariants
+//! - segments are numbered without gaps; sequences too, across segments.
+//! - what a failed flush dropped never comes back once a later flush succeeded: records carry the
+//!   number of rollbacks before them (`take`), and each continues the checksum of the one before.
+//! - [`Log::synced`] covers a record only if every earlier one is on the device too.
+//! - after a failed sync nothing is written any more.
+
+use std::collections::VecDeque;
+
+use crate::id::{SegmentNo, ShardNo};
+
+use super::format::{
+    Footer, FooterMark, LogId, RECORD_BYTES_MAX, Record, SEGMENT_HEADER_BYTES, SegmentHeader,
+    encode,
+};
+use super::{Disk, DiskError, IoReply, IoRequest, Location, Sequence};
+
+/// Smallest `segment_bytes`: a record of any size fits.
+pub const SEGMENT_BYTES_MIN: u32 = 128 << 10;
+/// Largest `segment_bytes`: offsets stay far from the end of a `u32`, footer included.
+pub const SEGMENT_BYTES_MAX: u32 = 1 << 30;
+/// Smallest `buffer_bytes`.
+pub const BUFFER_BYTES_MIN: usize = 128 << 10;
+
+const _: () = {
+    assert!(SEGMENT_HEADER_BYTES + RECORD_BYTES_MAX <= SEGMENT_BYTES_MIN as usize);
+    assert!(SEGMENT_HEADER_BYTES + RECORD_BYTES_MAX <= BUFFER_BYTES_MIN);
+};
+
+/// Where a log goes on: the end of what was recovered.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LogStart {
+    /// For the segment that is made next; a number not in use.
+    pub next_segment: SegmentNo,
+    /// The last record; 0 if there is none.
+    pub last: Sequence,
+    /// Its checksum; 0 if there is none.
+    pub last_checksum: u32,
+    /// Segments that hold records, in order, all sealed.
+    pub segments: Vec<SegmentState>,
+}
+
+impl LogStart {
+    /// The start of a new log.
+    #[must_use]
+    pub fn empty() -> Self {
+        Self {
+            next_segment: SegmentNo(1),
+            last: Sequence(0),
+            last_checksum: 0,
+            segments: Vec::new(),
+        }
+    }
+}
+
+/// What a [`Log`] is made with.
+#[derive(Clone, Copy, Debug)]
+pub struct LogConfig {
+    /// The shard.
+    pub shard: ShardNo,
+    /// The log's name, as recovered, or drawn for a new directory.
+    pub log_id: LogId,
+    /// Size of a segment without its footer, [`SEGMENT_BYTES_MIN`] to [`SEGMENT_BYTES_MAX`].
+    pub segment_bytes: u32,
+    /// Size of the append buffer, at least [`BUFFER_BYTES_MIN`].
+    pub buffer_bytes: usize,
+}
+
+/// Why bytes can't be appended now.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum NotReady {
+    /// The buffer is full (flush), or the next segment is still being made.
+    #[error("the log waits for its disk")]
+    Wait,
+    /// The next segment can't be made; see [`Log::retry_create`].
+    #[error("no new segment can be made: {0}")]
+    Failed(DiskError),
+    /// A sync failed: nothing is written until the next start.
+    #[error("the log is read-only since a sync failed: {0}")]
+    ReadOnly(DiskError),
+}
+
+/// Why a call had no effect, or took one back.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LogError {
+    /// Ask [`Log::ready`] first.
+    #[error(transparent)]
+    NotReady(#[from] NotReady),
+    /// The write failed. Every record since the last good flush is dropped.
+    #[error("{dropped} records were not written: {error}")]
+    Write {
+        /// What failed.
+        error: DiskError,
+        /// The last record that is still in the log.
+        flushed: Sequence,
+        /// Records dropped.
+        dropped: u64,
+    },
+}
+
+/// A record that was appended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Appended {
+    /// Its place in the log.
+    pub sequence: Sequence,
+    /// Its payload; 0 bytes long if it has none.
+    pub payload: Location,
+    /// Bytes it takes in its segment: what [`Log::garbage`] wants when it is superseded.
+    pub record_bytes: u32,
+}
+
+/// Bytes of a payload.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Read<'a> {
+    /// In memory.
+    Here(&'a [u8]),
+    /// Perhaps not: ask for [`IoRequest::Read`].
+    Cold,
+}
+
+/// What a reply meant.
+#[derive(PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum LogEvent {
+    /// Nothing to do.
+    Nothing,
+    /// Every record up to this one is on the device.
+    Synced(Sequence),
+    /// The next segment is there: what waited may be tried again.
+    SpareReady,
+    /// The next segment can't be made. Appends go on while the active one has room.
+    CreateFailed(DiskError),
+    /// A sync failed; the log is read-only.
+    ReadOnly(DiskError),
+    /// The reply is not the log's.
+    NotMine(IoReply),
+}
+
+/// How full a segment is, and how much of it is garbage.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SegmentState {
+    /// The segment.
+    pub segment: SegmentNo,
+    /// Its first record.
+    pub first: Sequence,
+    /// Its last record; one less than `first` while it has none.
+    pub last: Sequence,
+    /// Where the last record ends.
+    pub data_end: u32,
+    /// Bytes of all records.
+    pub record_bytes: u64,
+    /// Of these, bytes that nothing refers to any more.
+    pub dead_bytes: u64,
+}
+
+/// Sums over all segments.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct LogTotals {
+    /// Segments that hold records.
+    pub segments: u32,
+    /// Bytes of all records.
+    pub record_bytes: u64,
+    /// Of these, bytes that nothing refers to any more.
+    pub dead_bytes: u64,
+}
+
+/// The segment that is appended to.
+#[derive(Debug)]
+struct Active {
+    segment: SegmentNo,
+    header_checksum: u32,
+    /// Of its last record, or of its header: the seed of the next record.
+    last_checksum: u32,
+    first: Sequence,
+    /// Where the next record goes.
+    end: u32,
+    /// Up to here it is written.
+    flushed_end: u32,
+    footer: Footer,
+    flushed_footer: FooterMark,
+}
+
+/// The file that the log moves to next.
+#[derive(Debug, PartialEq, Eq)]
+enum Spare {
+    None,
+    Asked,
+    Ready,
+    Failed(DiskError),
+}
+
+/// A segment with records that may not be on the device, oldest first.
+#[derive(Debug)]
+struct Unsynced {
+    segment: SegmentNo,
+    written_end: u32,
+    synced_end: u32,
+    synced: Sequence,
+    /// The last record, once no more will come.
+    last: Option<Sequence>,
+}
+
+/// A sync that was submitted, and what it covers.
+#[derive(Debug, Clone, Copy)]
+struct SyncInFlight {
+    upto: Sequence,
+    written_end: u32,
+}
+
+/// A shard's log. See the module's header.
+#[derive(Debug)]
+pub struct Log {
+    config: LogConfig,
+    /// Bytes since the last flush: first those of `rolled`, if any, then those of `active`.
+    buffer: Vec<u8>,
+    /// Bytes of `buffer` that belong to `rolled`.
+    split: usize,
+    active: Option<Active>,
+    /// Was active at the last flush, and is full now.
+    rolled: Option<Active>,
+    /// Number of the segment after `active`.
+    next_segment: SegmentNo,
+    spare: Spare,
+    last: Sequence,
+    /// Checksum of the last record.
+    checksum: u32,
+    flushed: Sequence,
+    flushed_checksum: u32,
+    synced: Sequence,
+    sync_wanted: Sequence,
+    /// The group commit that the I/O core has.
+    sync_in_flight: Option<SyncInFlight>,
+    unsynced: VecDeque<Unsynced>,
+    outbox: VecDeque<IoRequest>,
+    take: u32,
+    read_only: Option<DiskError>,
+    segments: Vec<SegmentState>,
+}
+
+impl Log {
+    /// A log that goes on at `start`. Call [`Log::drive`] next.
+    ///
+    /// # Panics
+    /// If a size in `config` is out of its range.
+    #[must_use]
+    pub fn new(config: LogConfig, start: LogStart) -> Self {
+        let LogStart {
+            next_segment,
+            last,
+            last_checksum,
+            segments,
+        } = start;
+        assert!((SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&config.segment_bytes));
+        assert!(config.buffer_bytes >= BUFFER_BYTES_MIN);
+        Self {
+            config,
+            buffer: Vec::with_capacity(config.buffer_bytes),
+            split: 0,
+            active: None,
+            rolled: None,
+            next_segment,
+            spare: Spare::None,
+            last,
+            checksum: last_checksum,
+            flushed: last,
+            flushed_checksum: last_checksum,
+            synced: last,
+            sync_wanted: last,
+            sync_in_flight: None,
+            unsynced: VecDeque::with_capacity(4),
+            outbox: VecDeque::with_capacity(4),
+            take: 0,
+            read_only: None,
+            segments,
+        }
+    }
+
+    /// Whether `bytes` of records ([`Record::record_bytes`], summed) can be appended now. They
+    /// must not be more than [`Log::batch_bytes_max`].
+    ///
+    /// # Errors
+    /// [`NotReady`].
+    pub fn ready(&self, bytes: usize) -> Result<(), NotReady> {
+        debug_assert!(bytes <= self.batch_bytes_max());
+        if let Some(error) = &self.read_only {
+            return Err(NotReady::ReadOnly(error.clone()));
+        }
+        if self.buffer.len() + SEGMENT_HEADER_BYTES + bytes > self.config.buffer_bytes {
+            return Err(NotReady::Wait);
+        }
+        if self
+            .active
+            .as_ref()
+            .is_some_and(|active| self.fits(active, bytes))
+        {
+            return Ok(());
+        }
+        match &self.spare {
+            Spare::Ready if self.rolled.is_none() => Ok(()),
+            Spare::Failed(error) => Err(NotReady::Failed(error.clone())),
+            _ => Err(NotReady::Wait),
+        }
+    }
+
+    /// Most bytes that one call of [`Log::ready`] can grant: they fit in the buffer, and in what
+    /// is left of one segment together with the whole next one.
+    #[must_use]
+    pub fn batch_bytes_max(&self) -> usize {
+        let spare_bytes = self.config.segment_bytes as usize - SEGMENT_HEADER_BYTES;
+        (self.config.buffer_bytes - SEGMENT_HEADER_BYTES).min(spare_bytes)
+    }
+
+    /// Appends a record to the buffer.
+    ///
+    /// # Errors
+    /// [`LogError::NotReady`]; nothing happened then.
+    ///
+    /// # Panics
+    /// If the record is not [`Record::within_limits`].
+    pub fn append(&mut self, record: &Record<'_>) -> Result<Appended, LogError> {
+        let bytes = record.record_bytes();
+        self.ready(bytes)?;
+        if !self
+            .active
+            .as_ref()
+            .is_some_and(|active| self.fits(active, bytes))
+        {
+            self.roll();
+        }
+        let active = self.active.as_mut().expect("ready() found room");
+        let sequence = Sequence(self.last.0 + 1);
+        let start = self.buffer.len();
+        let encoded = encode(
+            record,
+            sequence,
+            self.take,
+            active.last_checksum,
+            &mut self.buffer,
+        );
+        debug_assert_eq!(self.buffer.len() - start, bytes);
+        active
+            .footer
+            .push(&self.buffer[start..start + encoded.head_bytes]);
+        active.last_checksum = encoded.checksum;
+        self.checksum = encoded.checksum;
+        let payload = Location {
+            segment: active.segment,
+            offset: active.end + encoded.head_bytes as u32,
+            bytes: record.payload().map_or(0, <[u8]>::len) as u32,
+        };
+        active.end += bytes as u32;
+        self.last = sequence;
+        let state = self
+            .segments
+            .last_mut()
+            .expect("the active segment has its state");
+        state.last = sequence;
+        state.data_end = active.end;
+        state.record_bytes += bytes as u64;
+        Ok(Appended {
+            sequence,
+            payload,
+            record_bytes: bytes as u32,
+        })
+    }
+
+    fn fits(&self, active: &Active, bytes: usize) -> bool {
+        active.end as usize + bytes <= self.config.segment_bytes as usize
+    }
+
+    /// Makes the spare the active segment and puts its header into the buffer.
+    fn roll(&mut self) {
+        debug_assert!(self.spare == Spare::Ready && self.rolled.is_none());
+        let segment = self.next_segment;
+        self.next_segment = SegmentNo(segment.0 + 1);
+        self.spare = Spare::None;
+        self.rolled = self.active.take();
+        self.split = self.buffer.len();
+        // Room for the heads of records that are 4 KiB on average, or as the last segment had.
+        let like_last = self
+            .rolled
+            .as_ref()
+            .map_or(0, |old| old.footer.heads_bytes());
+        let footer = Footer::with_capacity(like_last.max(self.config.segment_bytes as usize / 32));
+        let first = Sequence(self.last.0 + 1);
+        let header = SegmentHeader {
+            shard: self.config.shard,
+            segment,
+            log_id: self.config.log_id,
+            first,
+            take: self.take,
+            previous: self.checksum,
+        };
+        self.buffer.extend_from_slice(&header.encode());
+        self.active = Some(Active {
+            segment,
+            header_checksum: header.checksum(),
+            last_checksum: header.checksum(),
+            first,
+            end: SEGMENT_HEADER_BYTES as u32,
+            flushed_end: 0,
+            flushed_footer: footer.mark(),
+            footer,
+        });
+        self.segments.push(SegmentState {
+            segment,
+            first,
+            last: self.last,
+            data_end: SEGMENT_HEADER_BYTES as u32,
+            record_bytes: 0,
+            dead_bytes: 0,
+        });
+    }
+
+    /// Writes what is buffered into the page cache.
+    ///
+    /// # Errors
+    /// [`LogError::Write`]: every record since the last good flush is dropped, sequences and
+    /// segments go back to where they were; the caller undoes its own part, and takes back each
+    /// [`Log::garbage`] since then with [`Log::revive`]. A dropped record may reappear only if
+    /// the process dies before the next good flush, or the power goes before the next sync.
+    pub fn flush(&mut self, disk: &mut impl Disk) -> Result<(), LogError> {
+        if self.buffer.is_empty() {
+            return Ok(());
+        }
+        if let Some(error) = self.read_only.clone() {
+            return Err(self.roll_back(error));
+        }
+        if let Err(error) = self.write(disk) {
+            return Err(self.roll_back(error));
+        }
+        self.buffer.clear();
+        self.flushed = self.last;
+        self.flushed_checksum = self.checksum;
+        if let Some(old) = self.rolled.take() {
+            self.split = 0;
+            self.seal(old);
+        }
+        let active = self
+            .active
+            .as_mut()
+            .expect("what was buffered is of the active segment");
+        active.flushed_end = active.end;
+        active.flushed_footer = active.footer.mark();
+        let (segment, end, first) = (active.segment, active.end, active.first);
+        self.note_written(segment, end, first);
+        self.send(disk);
+        Ok(())
+    }
+
+    fn write(&self, disk: &mut impl Disk) -> Result<(), DiskError> {
+        let (old, new) = self.buffer.split_at(self.split);
+        if let Some(rolled) = self.rolled.as_ref().filter(|_| !old.is_empty()) {
+            disk.write_at(rolled.segment, rolled.flushed_end, old)?;
+        }
+        let active = self
+            .active
+            .as_ref()
+            .expect("what was buffered is of the active segment");
+        disk.write_at(active.segment, active.flushed_end, new)
+    }
+
+    /// Queues the seal of a full segment, all of which is written.
+    fn seal(&mut self, old: Active) {
+        let last = Sequence(old.first.0 + u64::from(old.footer.count()) - 1);
+        self.note_written(old.segment, old.end, old.first);
+        let entry = self.unsynced.back_mut().expect("just noted");
+        entry.last = Some(last);
+        self.outbox.push_back(IoRequest::Seal {
+            segment: old.segment,
+            data_end: old.end,
+            footer: old
+                .footer
+                .finish(old.first, old.end, old.last_checksum, old.header_checksum),
+            upto: last,
+        });
+    }
+
+    fn note_written(&mut self, segment: SegmentNo, end: u32, first: Sequence) {
+        match self
+            .unsynced
+            .back_mut()
+            .filter(|entry| entry.segment == segment)
+        {
+            Some(entry) => entry.written_end = end,
+            None => self.unsynced.push_back(Unsynced {
+                segment,
+                written_end: end,
+                synced_end: 0,
+                synced: Sequence(first.0 - 1),
+                last: None,
+            }),
+        }
+    }
+
+    /// Goes back to the state of the last good flush.
+    fn roll_back(&mut self, error: DiskError) -> LogError {
+        let dropped = self.last.0 - self.flushed.0;
+        let new_segment = self
+            .active
+            .as_ref()
+            .filter(|active| active.flushed_end == 0);
+        if let Some(active) = new_segment {
+            self.next_segment = active.segment;
+            self.spare = Spare::Ready;
+            self.segments.pop();
+            self.active = self.rolled.take();
+        }
+        if let Some(active) = &mut self.active {
+            active.end = active.flushed_end;
+            active.footer.rewind(active.flushed_footer);
+            active.last_checksum = self.flushed_checksum;
+            let state = self
+                .segments
+                .last_mut()
+                .expect("the active segment has its state");
+            state.last = self.flushed;
+            state.data_end = active.end;
+            state.record_bytes = u64::from(active.end) - SEGMENT_HEADER_BYTES as u64;
+        }
+        self.buffer.clear();
+        self.split = 0;
+        self.last = self.flushed;
+        self.checksum = self.flushed_checksum;
+        self.sync_wanted = self.sync_wanted.min(self.flushed);
+        match self.take.checked_add(1) {
+            Some(take) => self.take = take,
+            None => self.read_only = Some(error.clone()),
+        }
+        LogError::Write {
+            error,
+            flushed: self.flushed,
+            dropped,
+        }
+    }
+
+    /// Asks that the records up to `upto` reach the device; [`Log::drive`] sees to it.
+    pub fn sync_wanted(&mut self, upto: Sequence) {
+        self.sync_wanted = self.sync_wanted.max(upto.min(self.last));
+    }
+
+    /// Submits what is due: seals, the making of the next segment, one sync. Call it once a step;
+    /// it costs a few loads when nothing is due.
+    pub fn drive(&mut self, disk: &mut impl Disk) {
+        self.send(disk);
+        if self.read_only.is_some() {
+            return;
+        }
+        // Not while a roll is unwritten: its rollback would leave two spares.
+        if self.spare == Spare::None && !self.opening() {
+            let request = IoRequest::Create {
+                segment: self.next_segment,
+                bytes: self.config.segment_bytes,
+            };
+            if disk.submit(request).is_ok() {
+                self.spare = Spare::Asked;
+            }
+        }
+        self.submit_sync(disk);
+    }
+
+    /// The active segment is new and nothing of it is written yet.
+    fn opening(&self) -> bool {
+        self.active
+            .as_ref()
+            .is_some_and(|active| active.flushed_end == 0)
+    }
+
+    fn submit_sync(&mut self, disk: &mut impl Disk) {
+        if self.sync_in_flight.is_some() || !self.outbox.is_empty() {
+            return;
+        }
+        // Full segments are synced by their seal.
+        let Some(entry) = self.unsynced.back().filter(|entry| entry.last.is_none()) else {
+            return;
+        };
+        let done = self.sync_wanted <= entry.synced || self.sync_wanted <= self.synced;
+        if done || entry.synced_end == entry.written_end {
+            return;
+        }
+        let request = IoRequest::Sync {
+            segment: entry.segment,
+            upto: self.flushed,
+        };
+        let written_end = entry.written_end;
+        if disk.submit(request).is_ok() {
+            self.sync_in_flight = Some(SyncInFlight {
+                upto: self.flushed,
+                written_end,
+            });
+        }
+    }
+
+    fn send(&mut self, disk: &mut impl Disk) {
+        while let Some(request) = self.outbox.pop_front() {
+            if let Err(request) = disk.submit(request) {
+                self.outbox.push_front(request);
+                return;
+            }
+        }
+    }
+
+    /// Tries again to make the next segment if that failed: call it when there may be room.
+    pub fn retry_create(&mut self, disk: &mut impl Disk) {
+        if matches!(self.spare, Spare::Failed(_)) {
+            self.spare = Spare::None;
+            self.drive(disk);
+        }
+    }
+
+    /// Takes a reply of the I/O core.
+    pub fn on_reply(&mut self, reply: IoReply) -> LogEvent {
+        match reply {
+            IoReply::Created { segment, result } if segment == self.next_segment => {
+                self.on_created(result)
+            }
+            IoReply::Synced {
+                segment,
+                upto,
+                result,
+            } => {
+                // Else it is the sync of a segment whose seal found no room: all of it.
+                let in_flight = self.sync_in_flight.take_if(|sync| sync.upto == upto);
+                let written_end = in_flight.map_or(u32::MAX, |sync| sync.written_end);
+                match result {
+                    Ok(()) => self.on_synced(segment, upto, written_end),
+                    Err(error) => self.fail(error),
+                }
+            }
+            IoReply::Sealed {
+                segment,
+                upto,
+                result,
+            } => match result {
+                Ok(()) => self.on_synced(segment, upto, u32::MAX),
+                // The footer found no room. Its records can be synced without it: the next
+                // start scans the segment instead of reading its footer.
+                Err(DiskError::NoSpace) => {
+                    self.outbox.push_back(IoRequest::Sync { segment, upto });
+                    LogEvent::Nothing
+                }
+                Err(error) => self.fail(error),
+            },
+            other => LogEvent::NotMine(other),
+        }
+    }
+
+    fn on_created(&mut self, result: Result<(), DiskError>) -> LogEvent {
+        match result {
+            Ok(()) => {
+                self.spare = Spare::Ready;
+                LogEvent::SpareReady
+            }
+            Err(error) => {
+                self.spare = Spare::Failed(error.clone());
+                LogEvent::CreateFailed(error)
+            }
+        }
+    }
+
+    fn on_synced(&mut self, segment: SegmentNo, upto: Sequence, written_end: u32) -> LogEvent {
+        if self.read_only.is_some() {
+            return LogEvent::Nothing;
+        }
+        if let Some(entry) = self
+            .unsynced
+            .iter_mut()
+            .find(|entry| entry.segment == segment)
+        {
+            entry.synced = entry.synced.max(upto);
+            entry.synced_end = entry.synced_end.max(written_end.min(entry.written_end));
+        }
+        let before = self.synced;
+        while let Some(entry) = self.unsynced.front() {
+            self.synced = self.synced.max(entry.synced);
+            if entry.last.is_none_or(|last| entry.synced < last) {
+                break;
+            }
+            self.unsynced.pop_front();
+        }
+        if self.synced > before {
+            LogEvent::Synced(self.synced)
+        } else {
+            LogEvent::Nothing
+        }
+    }
+
+    fn fail(&mut self, error: DiskError) -> LogEvent {
+        // A seal would sync the segment again and call it durable.
+        self.outbox.clear();
+        self.read_only.get_or_insert(error.clone());
+        LogEvent::ReadOnly(error)
+    }
+
+    /// A payload, if it is in memory.
+    pub fn read<'a>(&'a self, disk: &'a mut impl Disk, at: Location) -> Read<'a> {
+        match self.buffered(at) {
+            Some(bytes) => Read::Here(bytes),
+            None => disk.resident(at).map_or(Read::Cold, Read::Here),
+        }
+    }
+
+    fn buffered(&self, at: Location) -> Option<&[u8]> {
+        let (of_rolled, of_active) = self.buffer.split_at(self.split);
+        let within = |part: Option<&Active>, bytes: &'_ [u8]| {
+            let part = part.filter(|part| part.segment == at.segment)?;
+            let start = at.offset.checked_sub(part.flushed_end)? as usize;
+            (start + at.bytes as usize <= bytes.len()).then_some(start)
+        };
+        if let Some(start) = within(self.active.as_ref(), of_active) {
+            return Some(&of_active[start..start + at.bytes as usize]);
+        }
+        let start = within(self.rolled.as_ref(), of_rolled)?;
+        Some(&of_rolled[start..start + at.bytes as usize])
+    }
+
+    /// Notes that `record_bytes` of a segment are garbage now. O(log segments).
+    pub fn garbage(&mut self, segment: SegmentNo, record_bytes: u64) {
+        if let Some(state) = self.state_mut(segment) {
+            state.dead_bytes += record_bytes;
+        }
+    }
+
+    /// Takes back one [`Log::garbage`], after a failed flush.
+    pub fn revive(&mut self, segment: SegmentNo, record_bytes: u64) {
+        if let Some(state) = self.state_mut(segment) {
+            state.dead_bytes = state.dead_bytes.saturating_sub(record_bytes);
+        }
+    }
+
+    fn state_mut(&mut self, segment: SegmentNo) -> Option<&mut SegmentState> {
+        let at = self
+            .segments
+            .binary_search_by_key(&segment, |state| state.segment)
+            .ok()?;
+        self.segments.get_mut(at)
+    }
+
+    /// Every segment with records, in order.
+    #[must_use]
+    pub fn segments(&self) -> &[SegmentState] {
+        &self.segments
+    }
+
+    /// Sums over all segments. O(segments).
+    #[must_use]
+    pub fn totals(&self) -> LogTotals {
+        self.segments
+            .iter()
+            .fold(LogTotals::default(), |sum, state| LogTotals {
+                segments: sum.segments + 1,
+                record_bytes: sum.record_bytes + state.record_bytes,
+                dead_bytes: sum.dead_bytes + state.dead_bytes,
+            })
+    }
+
+    /// The last record appended.
+    #[must_use]
+    pub fn last(&self) -> Sequence {
+        self.last
+    }
+
+    /// The last record in the page cache: safe from the death of the process.
+    #[must_use]
+    pub fn flushed(&self) -> Sequence {
+        self.flushed
+    }
+
+    /// The last record on the device, with all before it: safe from a power cut.
+    #[must_use]
+    pub fn synced(&self) -> Sequence {
+        self.synced
+    }
+
+    /// Bytes that wait for a flush.
+    #[must_use]
+    pub fn buffered_bytes(&self) -> usize {
+        self.buffer.len()
+    }
+
+    /// Bytes in the page cache that are not known to be on the device.
+    #[must_use]
+    pub fn dirty_bytes(&self) -> u64 {
+        self.unsynced
+            .iter()
+            .map(|entry| u64::from(entry.written_end - entry.synced_end))
+            .sum()
+    }
+
+    /// Bytes of memory that the log holds: buffer and footers in the making.
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
+        let footer = |part: &Option<Active>| part.as_ref().map_or(0, |part| part.footer.capacity());
+        self.buffer.capacity()
+            + footer(&self.active)
+            + footer(&self.rolled)
+            + self.segments.capacity() * size_of::<SegmentState>()
+    }
+
+    /// The failed sync that made the log read-only.
+    #[must_use]
+    pub fn read_only(&self) -> Option<&DiskError> {
+        self.read_only.as_ref()
+    }
+}

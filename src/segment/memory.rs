@@ -1,0 +1,546 @@
+//! Segment files in memory, with faults: the [`Disk`] and the [`SegmentFiles`] of tests.
+//!
+//! Floor 1, tests only. One store behind both traits, so that what a log wrote can be recovered.
+//!
+//! Invariants
+//! - reads see every write at once, like a page cache.
+//! - a power cut leaves of each 512-byte sector either what the last completed sync covered or
+//!   any single write since: sectors are whole, their order is lost.
+//! - names are durable as soon as the call that made them returned.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
+use std::path::PathBuf;
+
+use crate::id::SegmentNo;
+
+use super::files::{FilesError, SegmentFile, SegmentFiles, segment_file_name};
+use super::{Disk, DiskError, IoReply, IoRequest, Location};
+
+pub(crate) const SECTOR_BYTES: usize = 512;
+const EIO: i32 = 5;
+
+/// Random numbers from one seed (SplitMix64).
+#[derive(Debug, Clone)]
+pub(crate) struct Random(pub(crate) u64);
+
+impl Random {
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    /// Below `bound`, which is not 0.
+    pub(crate) fn below(&mut self, bound: usize) -> usize {
+        (self.next() % bound as u64) as usize
+    }
+}
+
+#[derive(Debug, Clone, Default)]
+struct MemoryFile {
+    current: Vec<u8>,
+    durable: Vec<u8>,
+    /// Versions of each sector since the last sync, oldest first.
+    pending: BTreeMap<usize, Vec<[u8; SECTOR_BYTES]>>,
+}
+
+impl MemoryFile {
+    fn write(&mut self, offset: usize, bytes: &[u8]) {
+        let end = offset + bytes.len();
+        if end > self.current.len() {
+            self.current.resize(end, 0);
+        }
+        self.current[offset..end].copy_from_slice(bytes);
+        for sector in offset / SECTOR_BYTES..end.div_ceil(SECTOR_BYTES) {
+            let start = sector * SECTOR_BYTES;
+            let stop = (start + SECTOR_BYTES).min(self.current.len());
+            let mut version = [0; SECTOR_BYTES];
+            version[..stop - start].copy_from_slice(&self.current[start..stop]);
+            self.pending.entry(sector).or_default().push(version);
+        }
+    }
+
+    fn sync(&mut self) {
+        self.durable.clone_from(&self.current);
+        self.pending.clear();
+    }
+
+    fn power_cut(&mut self, random: &mut Random) {
+        let lengths = [self.durable.len(), self.current.len()];
+        let mut bytes = std::mem::take(&mut self.durable);
+        bytes.resize(lengths[random.below(2)], 0);
+        for (sector, versions) in std::mem::take(&mut self.pending) {
+            let pick = random.below(versions.len() + 1);
+            let start = sector * SECTOR_BYTES;
+            if let Some(version) = versions.get(pick).filter(|_| start < bytes.len()) {
+                let stop = (start + SECTOR_BYTES).min(bytes.len());
+                bytes[start..stop].copy_from_slice(&version[..stop - start]);
+            }
+        }
+        self.durable.clone_from(&bytes);
+        self.current = bytes;
+    }
+}
+
+/// A write that fails.
+#[derive(Debug, Clone)]
+pub(crate) struct FailedWrite {
+    /// Writes that succeed before.
+    pub(crate) skip: u32,
+    /// Bytes of it that reach the file all the same.
+    pub(crate) written: usize,
+    pub(crate) error: DiskError,
+}
+
+/// What goes wrong. Each stays until it is taken out, but for the two that count.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Faults {
+    /// One [`Disk::write_at`].
+    pub(crate) write: Option<FailedWrite>,
+    pub(crate) create: Option<DiskError>,
+    pub(crate) sync: Option<DiskError>,
+    /// The footer of a seal; its records are synced.
+    pub(crate) seal: Option<DiskError>,
+    pub(crate) read: Option<DiskError>,
+    /// The call of [`SegmentFiles`] after this many more, and every later one: a crash.
+    pub(crate) files_call: Option<u32>,
+}
+
+/// The store. Clone it to try several futures.
+#[derive(Debug, Clone)]
+pub(crate) struct MemoryDisk {
+    files: BTreeMap<u32, MemoryFile>,
+    /// What was set aside: number and bytes.
+    pub(crate) orphans: Vec<(SegmentNo, Vec<u8>)>,
+    queue: VecDeque<QueuedRequest>,
+    replies: VecDeque<QueuedReply>,
+    /// Requests are done when they are submitted; else by [`MemoryDisk::run_io`].
+    pub(crate) at_once: bool,
+    /// Requests that the queue takes.
+    pub(crate) queue_slots: usize,
+    pub(crate) faults: Faults,
+    /// Ranges that are not resident until they were read.
+    pub(crate) cold: Vec<(SegmentNo, Range<u32>)>,
+    /// Calls of [`Disk::write_at`] so far.
+    pub(crate) writes: u64,
+    /// Calls of [`SegmentFiles`] so far.
+    pub(crate) files_calls: u32,
+}
+
+/// A request or reply that can be cloned with its store.
+#[derive(Debug)]
+struct QueuedRequest(IoRequest);
+#[derive(Debug)]
+struct QueuedReply(IoReply);
+
+impl Clone for QueuedRequest {
+    fn clone(&self) -> Self {
+        Self(match &self.0 {
+            &IoRequest::Create { segment, bytes } => IoRequest::Create { segment, bytes },
+            &IoRequest::Sync { segment, upto } => IoRequest::Sync { segment, upto },
+            &IoRequest::Read {
+                ticket,
+                segment,
+                offset,
+                ref buffer,
+            } => IoRequest::Read {
+                ticket,
+                segment,
+                offset,
+                buffer: buffer.clone(),
+            },
+            &IoRequest::Seal {
+                segment,
+                data_end,
+                ref footer,
+                upto,
+            } => IoRequest::Seal {
+                segment,
+                data_end,
+                footer: footer.clone(),
+                upto,
+            },
+        })
+    }
+}
+
+impl Clone for QueuedReply {
+    fn clone(&self) -> Self {
+        Self(match &self.0 {
+            IoReply::Created { segment, result } => IoReply::Created {
+                segment: *segment,
+                result: result.clone(),
+            },
+            IoReply::Synced {
+                segment,
+                upto,
+                result,
+            } => IoReply::Synced {
+                segment: *segment,
+                upto: *upto,
+                result: result.clone(),
+            },
+            IoReply::Read {
+                ticket,
+                buffer,
+                result,
+            } => IoReply::Read {
+                ticket: *ticket,
+                buffer: buffer.clone(),
+                result: result.clone(),
+            },
+            IoReply::Sealed {
+                segment,
+                upto,
+                result,
+            } => IoReply::Sealed {
+                segment: *segment,
+                upto: *upto,
+                result: result.clone(),
+            },
+        })
+    }
+}
+
+impl MemoryDisk {
+    pub(crate) fn new() -> Self {
+        Self {
+            files: BTreeMap::new(),
+            orphans: Vec::new(),
+            queue: VecDeque::new(),
+            replies: VecDeque::new(),
+            at_once: false,
+            queue_slots: usize::MAX,
+            faults: Faults::default(),
+            cold: Vec::new(),
+            writes: 0,
+            files_calls: 0,
+        }
+    }
+
+    /// Does everything that was submitted.
+    pub(crate) fn run_io(&mut self) {
+        while let Some(QueuedRequest(request)) = self.queue.pop_front() {
+            let reply = self.perform(request, usize::MAX);
+            self.replies.push_back(QueuedReply(reply));
+        }
+    }
+
+    /// Requests that wait.
+    pub(crate) fn queued(&self) -> impl Iterator<Item = &IoRequest> {
+        self.queue.iter().map(|request| &request.0)
+    }
+
+    /// The process dies: requests and replies are gone, files stay as they are.
+    pub(crate) fn kill(&mut self) {
+        self.queue.clear();
+        self.replies.clear();
+        self.faults = Faults::default();
+        self.cold.clear();
+    }
+
+    /// The power goes: also, some requests got done halfway, and unsynced sectors are lost.
+    pub(crate) fn power_cut(&mut self, random: &mut Random) {
+        for QueuedRequest(request) in std::mem::take(&mut self.queue) {
+            let steps = random.below(5);
+            if steps > 0 {
+                self.perform(request, steps);
+            }
+        }
+        self.kill();
+        for file in self.files.values_mut() {
+            file.power_cut(random);
+        }
+    }
+
+    /// Everything reaches the device.
+    pub(crate) fn sync_all(&mut self) {
+        self.files.values_mut().for_each(MemoryFile::sync);
+    }
+
+    /// The bytes of a file, to look at and to damage.
+    pub(crate) fn bytes_mut(&mut self, segment: SegmentNo) -> &mut Vec<u8> {
+        &mut self.files.entry(segment.0).or_default().current
+    }
+
+    /// Numbers of the files.
+    pub(crate) fn segments(&self) -> Vec<u32> {
+        self.files.keys().copied().collect()
+    }
+
+    /// Does up to `steps` of a request (only a seal has more than one).
+    fn perform(&mut self, request: IoRequest, steps: usize) -> IoReply {
+        match request {
+            IoRequest::Create { segment, bytes } => {
+                let result = self.faults.create.clone().map_or(Ok(()), Err);
+                if result.is_ok() {
+                    assert!(
+                        !self.files.contains_key(&segment.0),
+                        "segment {segment} exists"
+                    );
+                    let zeros = vec![0; bytes as usize];
+                    let file = MemoryFile {
+                        current: zeros.clone(),
+                        durable: zeros,
+                        pending: BTreeMap::new(),
+                    };
+                    self.files.insert(segment.0, file);
+                }
+                IoReply::Created { segment, result }
+            }
+            IoRequest::Sync { segment, upto } => IoReply::Synced {
+                segment,
+                upto,
+                result: self.sync_file(segment),
+            },
+            IoRequest::Read {
+                ticket,
+                segment,
+                offset,
+                mut buffer,
+            } => {
+                let end = offset as usize + buffer.len();
+                let result = match (&self.faults.read, self.files.get(&segment.0)) {
+                    (Some(error), _) => Err(error.clone()),
+                    (None, Some(file)) if file.current.len() >= end => {
+                        buffer.copy_from_slice(&file.current[offset as usize..end]);
+                        let read = offset..end as u32;
+                        self.cold
+                            .retain(|cold| cold.0 != segment || !overlap(&cold.1, &read));
+                        Ok(())
+                    }
+                    _ => Err(DiskError::Short {
+                        segment,
+                        end: end as u64,
+                    }),
+                };
+                IoReply::Read {
+                    ticket,
+                    buffer,
+                    result,
+                }
+            }
+            IoRequest::Seal {
+                segment,
+                data_end,
+                footer,
+                upto,
+            } => {
+                let result = self.seal(segment, data_end, &footer, steps);
+                IoReply::Sealed {
+                    segment,
+                    upto,
+                    result,
+                }
+            }
+        }
+    }
+
+    fn seal(
+        &mut self,
+        segment: SegmentNo,
+        data_end: u32,
+        footer: &[u8],
+        steps: usize,
+    ) -> Result<(), DiskError> {
+        self.sync_file(segment)?;
+        if let Some(error) = self.faults.seal.clone() {
+            return Err(error);
+        }
+        let end = data_end as usize + footer.len();
+        let file = self
+            .files
+            .get_mut(&segment.0)
+            .expect("a segment that is sealed exists");
+        if steps > 1 {
+            file.write(data_end as usize, footer);
+        }
+        if steps > 2 {
+            file.sync();
+        }
+        if steps > 3 {
+            file.current.truncate(end);
+        }
+        Ok(())
+    }
+
+    fn sync_file(&mut self, segment: SegmentNo) -> Result<(), DiskError> {
+        match self.faults.sync.clone() {
+            Some(error) => Err(error),
+            None => {
+                self.files
+                    .get_mut(&segment.0)
+                    .expect("a segment that is synced exists")
+                    .sync();
+                Ok(())
+            }
+        }
+    }
+
+    /// Counts a call of [`SegmentFiles`]; says whether it fails.
+    fn count(&mut self, call: &'static str, segment: SegmentNo) -> Result<(), FilesError> {
+        self.files_calls += 1;
+        match &mut self.faults.files_call {
+            Some(0) => Err(FilesError::Os {
+                call,
+                path: self.path(segment),
+                errno: EIO,
+            }),
+            Some(left) => {
+                *left -= 1;
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn file(&mut self, segment: SegmentNo) -> Result<&mut MemoryFile, FilesError> {
+        let path = PathBuf::from(segment_file_name(segment));
+        self.files
+            .get_mut(&segment.0)
+            .ok_or(FilesError::NotFound { path })
+    }
+}
+
+fn overlap(one: &Range<u32>, other: &Range<u32>) -> bool {
+    one.start < other.end && other.start < one.end
+}
+
+impl Disk for MemoryDisk {
+    fn write_at(&mut self, segment: SegmentNo, offset: u32, bytes: &[u8]) -> Result<(), DiskError> {
+        self.writes += 1;
+        let file = self
+            .files
+            .get_mut(&segment.0)
+            .expect("a segment that is written exists");
+        match &mut self.faults.write {
+            Some(fault) if fault.skip == 0 => {
+                let written = fault.written.min(bytes.len());
+                let error = fault.error.clone();
+                self.faults.write = None;
+                file.write(offset as usize, &bytes[..written]);
+                return Err(error);
+            }
+            Some(fault) => fault.skip -= 1,
+            None => {}
+        }
+        file.write(offset as usize, bytes);
+        Ok(())
+    }
+
+    fn resident(&mut self, at: Location) -> Option<&[u8]> {
+        let range = at.offset..at.offset + at.bytes;
+        let is_cold =
+            |cold: &(SegmentNo, Range<u32>)| cold.0 == at.segment && overlap(&cold.1, &range);
+        if self.cold.iter().any(is_cold) {
+            return None;
+        }
+        let file = self.files.get(&at.segment.0)?;
+        file.current.get(range.start as usize..range.end as usize)
+    }
+
+    fn submit(&mut self, request: IoRequest) -> Result<(), IoRequest> {
+        if self.queue.len() >= self.queue_slots {
+            return Err(request);
+        }
+        self.queue.push_back(QueuedRequest(request));
+        if self.at_once {
+            self.run_io();
+        }
+        Ok(())
+    }
+
+    fn poll(&mut self) -> Option<IoReply> {
+        self.replies.pop_front().map(|reply| reply.0)
+    }
+}
+
+impl SegmentFiles for MemoryDisk {
+    fn list(&mut self) -> Result<Vec<SegmentFile>, FilesError> {
+        self.count("list", SegmentNo(0))?;
+        let file = |(segment, file): (&u32, &MemoryFile)| SegmentFile {
+            segment: SegmentNo(*segment),
+            bytes: file.current.len() as u64,
+        };
+        Ok(self.files.iter().map(file).collect())
+    }
+
+    fn read_at(
+        &mut self,
+        segment: SegmentNo,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<usize, FilesError> {
+        self.count("read", segment)?;
+        let file = self.file(segment)?;
+        let rest = file.current.get(offset as usize..).unwrap_or_default();
+        let bytes = rest.len().min(buffer.len());
+        buffer[..bytes].copy_from_slice(&rest[..bytes]);
+        Ok(bytes)
+    }
+
+    fn write_at(
+        &mut self,
+        segment: SegmentNo,
+        offset: u64,
+        bytes: &[u8],
+    ) -> Result<(), FilesError> {
+        let counted = self.count("write", segment);
+        // A write that fails leaves half of itself.
+        let bytes = if counted.is_ok() {
+            bytes
+        } else {
+            &bytes[..bytes.len() / 2]
+        };
+        self.file(segment)?.write(offset as usize, bytes);
+        counted
+    }
+
+    fn sync(&mut self, segment: SegmentNo) -> Result<(), FilesError> {
+        self.count("sync", segment)?;
+        self.file(segment)?.sync();
+        Ok(())
+    }
+
+    fn truncate(&mut self, segment: SegmentNo, bytes: u64) -> Result<(), FilesError> {
+        self.count("truncate", segment)?;
+        self.file(segment)?.current.truncate(bytes as usize);
+        Ok(())
+    }
+
+    fn data_from(&mut self, segment: SegmentNo, offset: u64) -> Result<Option<u64>, FilesError> {
+        self.count("seek", segment)?;
+        let rest = self
+            .file(segment)?
+            .current
+            .get(offset as usize..)
+            .unwrap_or_default();
+        let at = rest.iter().position(|byte| *byte != 0);
+        Ok(at.map(|at| offset + at as u64))
+    }
+
+    fn set_aside(&mut self, segment: SegmentNo) -> Result<(), FilesError> {
+        self.count("rename", segment)?;
+        let bytes = std::mem::take(&mut self.file(segment)?.current);
+        self.files.remove(&segment.0);
+        self.orphans.push((segment, bytes));
+        Ok(())
+    }
+
+    fn remove_empty(&mut self, segment: SegmentNo) -> Result<(), FilesError> {
+        self.count("remove", segment)?;
+        self.file(segment)?;
+        self.files.remove(&segment.0);
+        Ok(())
+    }
+
+    fn sync_directory(&mut self) -> Result<(), FilesError> {
+        self.count("sync", SegmentNo(0))
+    }
+
+    fn path(&self, segment: SegmentNo) -> PathBuf {
+        segment_file_name(segment).into()
+    }
+}

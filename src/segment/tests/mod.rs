@@ -1,0 +1,248 @@
+//! Tests of the segment room: what is shared by them.
+//!
+//! Floor 1, tests only. A model is the plain list of records that were appended.
+
+mod append;
+mod crash;
+mod layout;
+mod recovery;
+
+use crate::id::{AgentNo, ObjectId, SegmentNo, ShardNo};
+
+use super::format::PART_BYTES_MAX;
+use super::memory::{MemoryDisk, Random};
+use super::{
+    Head, Log, LogConfig, LogEvent, LogId, LogStart, NotReady, Record, RecoverError, Recovered,
+    SegmentFiles, ValueKind, recover,
+};
+
+const SHARD: ShardNo = ShardNo(3);
+const CONFIG: LogConfig = LogConfig {
+    shard: SHARD,
+    log_id: LogId(0x0123_4567_89ab_cdef),
+    segment_bytes: 128 << 10,
+    buffer_bytes: 128 << 10,
+};
+
+/// A record that owns its bytes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Owned {
+    Agent(u32, bool, Vec<u8>),
+    Put(u32, Vec<u8>, ValueKind, ObjectId, u64, Option<Vec<u8>>),
+    Delete(u32, Vec<u8>),
+    Object(ValueKind, ObjectId, Vec<u8>),
+}
+
+impl Owned {
+    fn put(agent: u32, key: &[u8], value: &[u8]) -> Self {
+        let id = ObjectId::of_blob(value);
+        let bytes = value.len() as u64;
+        Self::Put(
+            agent,
+            key.to_vec(),
+            ValueKind::Blob,
+            id,
+            bytes,
+            Some(value.to_vec()),
+        )
+    }
+
+    fn record(&self) -> Record<'_> {
+        match self {
+            Self::Agent(agent, public, name) => Record::Agent {
+                agent: AgentNo(*agent),
+                public: *public,
+                name,
+            },
+            Self::Put(agent, key, kind, id, value_bytes, payload) => Record::Put {
+                agent: AgentNo(*agent),
+                key,
+                kind: *kind,
+                id: *id,
+                value_bytes: *value_bytes,
+                payload: payload.as_deref(),
+            },
+            Self::Delete(agent, key) => Record::Delete {
+                agent: AgentNo(*agent),
+                key,
+            },
+            Self::Object(kind, id, payload) => Record::Object {
+                kind: *kind,
+                id: *id,
+                payload,
+            },
+        }
+    }
+
+    fn of(head: &Head<'_>, payload: Option<Vec<u8>>) -> Self {
+        match *head {
+            Head::Agent {
+                agent,
+                public,
+                name,
+            } => Self::Agent(agent.0, public, name.to_vec()),
+            Head::Put {
+                agent,
+                key,
+                kind,
+                id,
+                value_bytes,
+            } => Self::Put(agent.0, key.to_vec(), kind, id, value_bytes, payload),
+            Head::Delete { agent, key } => Self::Delete(agent.0, key.to_vec()),
+            Head::Object { kind, id } => Self::Object(kind, id, payload.unwrap()),
+        }
+    }
+
+    fn random(random: &mut Random) -> Self {
+        let bytes = |random: &mut Random, bound: usize| -> Vec<u8> {
+            let len = random.below(bound);
+            (0..len).map(|_| random.next() as u8).collect()
+        };
+        let agent = random.below(9) as u32;
+        let bound = [1, 300, 5000, PART_BYTES_MAX + 1][random.below(4)];
+        let key = bytes(random, 40);
+        match random.below(8) {
+            0 => Self::Agent(agent, agent % 2 == 0, key),
+            1 => Self::Delete(agent, key),
+            2 => {
+                let kind = [ValueKind::Blob, ValueKind::List][random.below(2)];
+                let payload = bytes(random, bound);
+                Self::Object(kind, kind.id_of(&payload), payload)
+            }
+            3 => {
+                let id = ObjectId::of_list(&key);
+                Self::Put(agent, key, ValueKind::List, id, random.next() >> 39, None)
+            }
+            _ => Self::put(agent, &key, &bytes(random, bound)),
+        }
+    }
+}
+
+/// A log on a disk in memory.
+#[derive(Debug)]
+struct Rig {
+    disk: MemoryDisk,
+    log: Log,
+    events: Vec<LogEvent>,
+}
+
+impl Rig {
+    /// With a spare segment ready.
+    fn new() -> Self {
+        let mut rig = Self {
+            disk: MemoryDisk::new(),
+            log: Log::new(CONFIG, LogStart::empty()),
+            events: Vec::new(),
+        };
+        rig.turn();
+        rig
+    }
+
+    /// One turn of driver and I/O core: everything that is due is done.
+    fn turn(&mut self) {
+        for _ in 0..3 {
+            self.log.drive(&mut self.disk);
+            self.disk.run_io();
+            self.poll();
+        }
+    }
+
+    fn poll(&mut self) {
+        use super::Disk;
+        while let Some(reply) = self.disk.poll() {
+            let event = self.log.on_reply(reply);
+            self.events.push(event);
+        }
+    }
+
+    /// Appends; flushes and turns where that is needed.
+    fn append(&mut self, record: &Owned) -> super::Appended {
+        let bytes = record.record().record_bytes();
+        while self.log.ready(bytes) == Err(NotReady::Wait) {
+            self.log.flush(&mut self.disk).unwrap();
+            self.turn();
+        }
+        self.log.append(&record.record()).unwrap()
+    }
+
+    fn flush(&mut self) {
+        self.log.flush(&mut self.disk).unwrap();
+    }
+
+    fn write(&mut self, records: &[Owned]) {
+        records.iter().for_each(|record| {
+            self.append(record);
+        });
+        self.flush();
+    }
+}
+
+/// Recovers and reads every payload back.
+fn read_back<F: SegmentFiles>(files: &mut F) -> Result<(Recovered, Vec<Owned>), RecoverError> {
+    let mut seen = Vec::new();
+    let recovered = recover(files, SHARD, &mut |record| {
+        assert_eq!(record.sequence.0, seen.len() as u64 + 1);
+        seen.push((Owned::of(&record.head, Some(Vec::new())), record.payload));
+    })?;
+    let mut records = Vec::new();
+    for (mut record, at) in seen {
+        let payload = at.map(|at| {
+            let mut bytes = vec![0; at.bytes as usize];
+            let got = files
+                .read_at(at.segment, at.offset.into(), &mut bytes)
+                .unwrap();
+            assert_eq!(got, bytes.len());
+            bytes
+        });
+        match (&mut record, payload) {
+            (Owned::Put(.., stored), payload) => *stored = payload,
+            (Owned::Object(.., stored), payload) => *stored = payload.unwrap(),
+            (_, payload) => assert_eq!(payload, None),
+        }
+        records.push(record);
+    }
+    assert_eq!(recovered.start.last.0, records.len() as u64);
+    assert_eq!(recovered.report.records, records.len() as u64);
+    Ok((recovered, records))
+}
+
+/// A few records of every kind.
+fn few_records() -> Vec<Owned> {
+    vec![
+        Owned::Agent(1, false, b"planner".to_vec()),
+        Owned::put(1, b"plan", b"first, ask"),
+        Owned::Put(
+            1,
+            b"copy".to_vec(),
+            ValueKind::Blob,
+            ObjectId::of_blob(b"first, ask"),
+            10,
+            None,
+        ),
+        Owned::Delete(1, b"plan".to_vec()),
+        Owned::Object(
+            ValueKind::Blob,
+            ObjectId::of_blob(b"part"),
+            b"part".to_vec(),
+        ),
+        Owned::put(1, b"empty", b""),
+        Owned::Agent(1, true, b"planner".to_vec()),
+    ]
+}
+
+/// Segments 1 and 2 unsealed, damaged in 2, so that 3 has to go aside; 4 never written. Returns
+/// what is left of the log.
+fn damaged() -> (MemoryDisk, Vec<Owned>) {
+    let mut rig = Rig::new();
+    rig.disk.faults.seal = Some(super::DiskError::NoSpace);
+    let value = |n: u32| Owned::put(n, b"key", &n.to_le_bytes().repeat(10_000));
+    let records: Vec<_> = (0..8).map(value).collect();
+    rig.write(&records);
+    rig.turn();
+    assert_eq!(rig.disk.segments(), [1, 2, 3, 4]);
+    rig.disk.kill();
+    // The payload of the second record of segment 2.
+    rig.disk.bytes_mut(SegmentNo(2))[50_000] ^= 1;
+    rig.disk.sync_all();
+    (rig.disk, records[..4].to_vec())
+}
