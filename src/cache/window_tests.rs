@@ -448,7 +448,7 @@ fn measure_hits() {
         (850, 64 << 10),
         (850, 8 << 10),
     ] {
-        let keys: Vec<Vec<u8>> = (0..16)
+        let mut keys: Vec<Vec<u8>> = (0..16)
             .map(|number| format!("state/{number:04}/notes.json").into_bytes())
             .collect();
         let windows: Vec<_> = (0..count).map(|_| window(bytes)).collect();
@@ -457,6 +457,8 @@ fn measure_hits() {
             keys.iter()
                 .for_each(|key| assert!(writer.insert(key, &[7; 256])));
         }
+        // All windows look alike; in small ones a set may have had five of the keys.
+        keys.retain(|key| writers[0].contains(key));
         let mut out = [0; 256];
         let mut samples = Vec::new();
         let mut sum = 0;
@@ -464,7 +466,7 @@ fn measure_hits() {
             let start = std::time::Instant::now();
             for turn in 0..count {
                 let reader = &readers[turn];
-                let key = &keys[(round * 7 + turn) % 16];
+                let key = &keys[(round * 7 + turn) % keys.len()];
                 let hit = reader.get(key, &mut out).unwrap();
                 sum += hit.value_bytes as u64 + u64::from(out[255]);
             }
