@@ -87,7 +87,7 @@ impl ServerBells {
 
     /// The next bell. A client can ring without end: the caller bounds how many it takes in turn.
     #[inline]
-    pub fn next(&mut self) -> Bell {
+    pub fn next_bell(&mut self) -> Bell {
         // Acquire: see the header, (2).
         let tail = self.tail();
         if tail == self.position {
@@ -240,7 +240,7 @@ impl ClientBells {
         let place = tail.fetch_add(1, Ordering::AcqRel);
         let bell = u64::from(tag(place)) << 32 | u64::from(lane.0);
         let slot = self.session.word(page + slot_at(place));
-        slot.store(bell, Ordering::Release); // Partner: `ServerBells::next`.
+        slot.store(bell, Ordering::Release); // Partner: `ServerBells::next_bell`.
     }
 
     /// Whether the shard said it sleeps; asked after a fence that follows the bell.

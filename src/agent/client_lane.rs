@@ -26,11 +26,12 @@ use rustix::time::Timespec;
 
 use crate::agent::arena::{Arena, Block};
 use crate::agent::bell::ClientBells;
-use crate::agent::entry::{Completion, Extent, Malformed, Submission};
+use crate::agent::entry::{Completion, Extent, Submission};
 use crate::agent::layout::{
     C_ARENA, C_CONSUMED, C_HIT_TAIL, C_HITS, C_WAITING, ENTRY_BYTES, HIT_SLOTS, LANE_MAGIC,
     LaneSizes, PROTOCOL_VERSION, S_ARENA, S_ATTENTION, S_CLOSED, S_HEADER, S_WAKES, tag,
 };
+use crate::agent::malformed::Malformed;
 use crate::agent::{Attention, CloseReason, Waiting};
 use crate::id::{LaneNo, ShardNo};
 use crate::shared::{Access, SharedError, SharedMemory};

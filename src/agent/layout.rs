@@ -203,9 +203,9 @@ const _: () = {
     assert!(BELLS + 8 * BELL_SLOTS as usize <= SESSION_PAGE_BYTES);
     assert!(C_CONSUMED / LINE_BYTES != C_WAITING / LINE_BYTES);
     assert!(C_HIT_TAIL / LINE_BYTES != C_WAITING / LINE_BYTES);
-    assert!(C_HITS % LINE_BYTES == 0 && C_ARENA % LINE_BYTES == 0);
+    assert!(C_HITS.is_multiple_of(LINE_BYTES) && C_ARENA.is_multiple_of(LINE_BYTES));
     assert!(C_ARENA == 2240 && S_ARENA == 192);
-    assert!(S_ATTENTION % 8 == 0 && S_CLOSED == S_ATTENTION + 4);
+    assert!(S_ATTENTION.is_multiple_of(8) && S_CLOSED == S_ATTENTION + 4);
     assert!(S_HEADER / LINE_BYTES != S_ATTENTION / LINE_BYTES);
     assert!(S_WAKES / LINE_BYTES != S_ATTENTION / LINE_BYTES);
     assert!(LaneSizes::DEFAULT.submissions_at() == 256 << 10);
@@ -232,7 +232,7 @@ mod tests {
             (64, 0, 4096),
             (64, 4095, 4096),
             (64, 4096, u32::MAX),
-            (64, 4096, u32::MAX & !63),
+            (64, 4096, !63),
         ] {
             assert!(LaneSizes::new(slots, input, output).is_err());
         }

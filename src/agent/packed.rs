@@ -109,6 +109,9 @@ impl<'a> Iterator for Keys<'a> {
     }
 }
 
+/// A key and its value.
+pub type Pair<'a> = (&'a [u8], &'a [u8]);
+
 /// The pairs of a multi-put.
 #[derive(Clone, Copy, Debug)]
 pub struct Pairs<'a>(Walk<'a>);
@@ -126,7 +129,7 @@ impl<'a> Pairs<'a> {
 }
 
 impl<'a> Iterator for Pairs<'a> {
-    type Item = (&'a [u8], &'a [u8]);
+    type Item = Pair<'a>;
 
     fn next(&mut self) -> Option<Self::Item> {
         self.0.pair().ok().flatten()
@@ -442,7 +445,7 @@ impl<'a> Walk<'a> {
         self.bytes(start, bytes.into()).map(Some)
     }
 
-    fn pair(&mut self) -> Result<Option<(&'a [u8], &'a [u8])>, PackedError> {
+    fn pair(&mut self) -> Result<Option<Pair<'a>>, PackedError> {
         let Some(start) = self.start() else {
             return Ok(None);
         };

@@ -20,11 +20,12 @@ use std::sync::atomic::{Ordering, fence};
 
 use rustix::thread::futex;
 
-use crate::agent::entry::{Completion, Extent, Malformed, Submission};
+use crate::agent::entry::{Completion, Extent, Submission};
 use crate::agent::layout::{
     C_ARENA, C_CONSUMED, C_HIT_TAIL, C_HITS, C_WAITING, ENTRY_BYTES, HIT_SLOTS, LANE_MAGIC,
     LaneSizes, PROTOCOL_VERSION, S_ARENA, S_ATTENTION, S_CLOSED, S_HEADER, S_WAKES, tag,
 };
+use crate::agent::malformed::Malformed;
 use crate::agent::{Attention, CloseReason, Waiting};
 use crate::shared::{Access, SharedError, SharedMemory};
 
@@ -317,5 +318,11 @@ impl ServerLane {
     #[cfg(test)]
     pub(super) fn start_at(&mut self, position: u64) {
         (self.taken, self.posted, self.consumed) = (position, position, position);
+    }
+
+    /// The position of the next submission, for tests that forge it.
+    #[cfg(test)]
+    pub(super) fn position(&self) -> u64 {
+        self.taken
     }
 }
