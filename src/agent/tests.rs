@@ -590,3 +590,67 @@ fn hits_are_reported_and_the_oldest_are_lost() {
     assert_eq!(lost, 44);
     assert!(hits.into_iter().eq((44..300).map(|slot| (slot, slot + 1))));
 }
+
+/// The page that strangers implement from shows the bytes that we write.
+#[test]
+fn the_example_in_the_protocol_is_what_is_written() {
+    let page = include_str!("PROTOCOL.md");
+    let shown: Vec<u8> = page
+        .split("```")
+        .skip(1)
+        .step_by(2)
+        .flat_map(str::lines)
+        .flat_map(|line| line.split("   ").next().unwrap_or("").split_whitespace())
+        .map(|byte| u8::from_str_radix(byte, 16).unwrap())
+        .collect();
+    let mut written = Vec::new();
+    let frame = |request, frame: Frame<'_>, written: &mut Vec<u8>| {
+        let mut out = [0; frame::FRAME_BYTES_MAX];
+        let bytes = frame.encode(request, &mut out).unwrap();
+        written.extend(&out[..bytes]);
+    };
+    let flags = frame::ATTACH_CREATE;
+    frame(7, Frame::Attach { flags, agent: "a" }, &mut written);
+    let attached = Frame::Attached {
+        lane: LaneNo(3),
+        agent: crate::id::AgentNo(4),
+        shard: ShardNo(1),
+        sizes: LaneSizes::DEFAULT,
+        window_bytes: 0,
+    };
+    frame(7, attached, &mut written);
+    let mut put = Submission::new(Op::Put, 42);
+    put.durability = Some(crate::config::Durability::Process);
+    put.key = Extent { offset: 0, len: 1 };
+    put.value = Extent { offset: 1, len: 5 };
+    put.check(&LaneSizes::DEFAULT).unwrap();
+    written.extend(put.encode(tag(0)).into_iter().flat_map(u64::to_le_bytes));
+    let Both { bells, session, .. } = both(small(), 0);
+    bells.ring(ShardNo(0), LaneNo(3));
+    written.extend(session.word(BELLS).load(Ordering::Relaxed).to_le_bytes());
+    let shard = ShardNo(1);
+    frame(0, Frame::Bell { shard }, &mut written);
+    let mut done = Completion::new(42, Status::Ok);
+    done.durability = put.durability;
+    done.value_bytes = 9;
+    done.id = ObjectId::of_blob(b"hello");
+    written.extend(done.encode(tag(0)).into_iter().flat_map(u64::to_le_bytes));
+    assert_eq!(shown, written);
+    // Numbers in the prose.
+    let sizes = LaneSizes::DEFAULT;
+    assert_eq!(
+        (sizes.client_bytes(), sizes.server_bytes()),
+        (266_240, 266_240)
+    );
+    assert_eq!(
+        (sizes.submissions_at(), sizes.completions_at()),
+        (262_144, 262_144)
+    );
+    assert_eq!(frame::FRAME_MAGIC, 0x494c_4548);
+    assert_eq!(
+        (layout::STATUS_MAGIC, layout::LANE_MAGIC),
+        (0x5453_4c48, 0x5353_4c48)
+    );
+    assert_eq!((layout::C_ARENA, layout::S_ARENA), (2240, 192));
+    assert_eq!(packed::Stats::BYTES, 128);
+}
