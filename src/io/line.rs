@@ -7,8 +7,7 @@
 //! - a line never has more requests unanswered than its rings have slots, so that an answer always
 //!   finds room and the core never waits for a shard.
 //! - nothing is pushed and no bell is rung by a shard after [`Bell::close`] returned: what was
-//!   accepted before is all there is to drain, and no shard is inside a foreign waker when the
-//!   executor that owns it ends.
+//!   accepted before is all there is to drain.
 //!
 //! Cost of a submit: one ring push, three atomic read-modify-writes; a system call (futex or
 //! eventfd) only if the core sleeps. A poll that finds nothing: one load.
@@ -16,7 +15,7 @@
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
-use std::task::{Context, Poll};
+use std::task::Waker;
 use std::thread::Thread;
 
 use atomic_waker::AtomicWaker;
@@ -65,7 +64,6 @@ pub(super) enum Stop {
 #[derive(Default)]
 pub(super) struct Signal {
     stop: AtomicU8,
-    rung: AtomicBool,
 }
 
 impl Signal {
@@ -81,22 +79,13 @@ impl Signal {
     pub(super) fn set(&self, stop: Stop) {
         self.stop.store(stop as u8, Ordering::Release);
     }
-
-    /// Says that the last bell was rung: no thread but the core's touches its wakers any more.
-    pub(super) fn set_rung(&self) {
-        self.rung.store(true, Ordering::Release);
-    }
-
-    pub(super) fn rung(&self) -> bool {
-        self.rung.load(Ordering::Acquire)
-    }
 }
 
 /// Wakes the side of the core that serves a line.
 #[derive(Default)]
 pub(super) struct Bell {
     waker: AtomicWaker,
-    /// Set where a plain thread serves the line; a task of the executor otherwise.
+    /// Set where a plain thread serves the line; else `waker` is the executor's door.
     thread: OnceLock<Thread>,
     /// Shards inside [`Bell::enter`]. With `closed` it is Dekker's pattern: each side writes its
     /// own and then reads the other's, all SeqCst.
@@ -132,9 +121,9 @@ impl Bell {
         (!self.closed.load(Ordering::SeqCst)).then_some(entered)
     }
 
-    /// Asks for a wake of this task at the next ring. Look again after this.
-    pub(super) fn register(&self, context: &Context<'_>) {
-        self.waker.register(context.waker());
+    /// Asks for a wake at the next ring. Look again after this.
+    pub(super) fn register(&self, waker: &Waker) {
+        self.waker.register(waker);
     }
 }
 
@@ -239,27 +228,30 @@ impl Inbox {
         }
     }
 
-    /// The next request; `None` when the core is to end.
-    pub(super) async fn next(&mut self) -> Option<IoRequest> {
-        std::future::poll_fn(|context| self.poll_next(context)).await
-    }
-
-    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<IoRequest>> {
+    /// What to do now. Where the answer is [`Next::Wait`], the next ring calls `waker`.
+    pub(super) fn next(&mut self, waker: &Waker) -> Next {
         if self.signal.stop() == Stop::Now {
-            return Poll::Ready(None);
+            return Next::End;
         }
         if let Some(request) = self.pop() {
-            return Poll::Ready(Some(request));
+            return Next::Serve(request);
         }
-        self.bell.register(context);
+        self.bell.register(waker);
         // The order matters: once a stop is seen, whatever was accepted is in the ring.
         let stop = self.signal.stop();
         match (self.pop(), stop) {
-            (Some(request), _) => Poll::Ready(Some(request)),
-            (None, Stop::No) => Poll::Pending,
-            (None, _) => Poll::Ready(None),
+            (Some(request), _) => Next::Serve(request),
+            (None, Stop::No) => Next::Wait,
+            (None, _) => Next::End,
         }
     }
+}
+
+/// What the server of a line is to do.
+pub(super) enum Next {
+    Serve(IoRequest),
+    Wait,
+    End,
 }
 
 /// Answers of a line.

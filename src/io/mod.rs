@@ -27,10 +27,9 @@ mod threads;
 #[cfg(test)]
 mod tests;
 
-use std::collections::VecDeque;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::panic::resume_unwind;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
 pub use disk::{MAPPED_BYTES_MAX, ShardDisk};
@@ -111,7 +110,6 @@ pub struct IoCore {
     refusal: Option<Refusal>,
     core: Option<usize>,
     signal: Arc<Signal>,
-    jobs: Arc<Jobs>,
     bells: Vec<Arc<Bell>>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -129,10 +127,9 @@ impl IoCore {
             })?;
         }
         let signal = Arc::new(Signal::default());
-        let jobs = Arc::new(Jobs::default());
         let started = match options.backend {
             Backend::Threads => None,
-            asked => match glommio::start(&signal, &jobs, options.core) {
+            asked => match glommio::start(options.core, options.shards.len()) {
                 Err(refusal) if asked == Backend::Glommio => return Err(refusal.into()),
                 outcome => Some(outcome),
             },
@@ -140,7 +137,7 @@ impl IoCore {
 
         let mut disks = Vec::new();
         let mut lines = Vec::new();
-        let mut bells = vec![Arc::clone(&jobs.bell)];
+        let mut bells = Vec::new();
         let shards = options.shards.len();
         for shard in options.shards {
             let (disk, core_lines) = connect(shard, shards, &signal);
@@ -165,7 +162,6 @@ impl IoCore {
             refusal,
             core: options.core,
             signal,
-            jobs,
             bells,
             threads,
         };
@@ -191,23 +187,14 @@ impl IoCore {
         self.threads.iter().all(|thread| !thread.is_finished())
     }
 
-    /// Runs what blocks, such as recovery, on a thread of the core, and waits for its value.
-    /// Callable from several threads at once; two run at a time on glommio.
+    /// Runs what blocks, such as recovery, on a thread of its own where the core runs, and waits
+    /// for its value. Callable from several threads at once.
     ///
     /// # Panics
-    /// As the job panics.
+    /// As the job panics, and where no thread can be started.
     pub fn run_blocking<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
-        let outcome = if self.backend == Backend::Glommio {
-            let (send, receive) = mpsc::sync_channel(1);
-            self.jobs.push(Box::new(move || {
-                let _ = send.send(catch_unwind(AssertUnwindSafe(job)));
-            }));
-            // A job is answered as long as the core lives, and `&self` keeps it alive.
-            receive.recv().expect("the I/O core dropped a job")
-        } else {
-            let thread = threads::spawn("helios-io-job", self.core, job);
-            thread.expect("no thread for a blocking job").join()
-        };
+        let thread = threads::spawn("helios-io-job", self.core, job);
+        let outcome = thread.expect("no thread for a blocking job").join();
         outcome.unwrap_or_else(|panic| resume_unwind(panic))
     }
 
@@ -221,7 +208,6 @@ impl IoCore {
         self.bells.iter().for_each(|bell| bell.close());
         self.signal.set(stop);
         self.bells.iter().for_each(|bell| bell.ring());
-        self.signal.set_rung();
         for thread in self.threads.drain(..) {
             // A panic there was reported by its hook; there is nothing left to save.
             let _ = thread.join();
@@ -269,31 +255,6 @@ fn connect(shard: ShardFiles, shards: usize, signal: &Arc<Signal>) -> (ShardDisk
         ShardDisk::new(shard.directory, shards, serial, reads),
         lines,
     )
-}
-
-type Job = Box<dyn FnOnce() + Send>;
-
-/// Blocking jobs on their way to the executor. Rare: a lock will do.
-#[derive(Default)]
-struct Jobs {
-    queue: Mutex<VecDeque<Job>>,
-    bell: Arc<Bell>,
-}
-
-impl Jobs {
-    fn push(&self, job: Job) {
-        self.lock().push_back(job);
-        self.bell.ring();
-    }
-
-    fn pop(&self) -> Option<Job> {
-        self.lock().pop_front()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, VecDeque<Job>> {
-        // No code of a job runs under the lock.
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 /// Pins the calling thread. Failing is no reason not to serve.

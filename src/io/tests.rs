@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::process::Command;
 use std::rc::Rc;
@@ -82,8 +83,12 @@ impl Rig {
             if let Some(reply) = self.disks[shard].poll() {
                 return reply;
             }
-            assert!(start.elapsed() < LOST, "an answer or a wake was lost");
             std::thread::park_timeout(LOST);
+            if start.elapsed() >= LOST {
+                let backend = self.core.as_ref().map(IoCore::backend);
+                let late = self.disks[shard].poll();
+                panic!("{backend:?}: lost, or not woken for: {late:?}");
+            }
         }
     }
 
@@ -117,7 +122,7 @@ impl Rig {
         rustix::fs::fadvise(&file, 0, None, Advice::DontNeed).unwrap();
     }
 
-    fn file(&self, shard: usize, segment: SegmentNo) -> std::path::PathBuf {
+    fn file(&self, shard: usize, segment: SegmentNo) -> PathBuf {
         file::path(&self.directory.path().join(shard.to_string()), segment)
     }
 }
@@ -755,7 +760,7 @@ fn queued_syncs_share_one_and_a_failed_one_is_final() {
         segment: SegmentNo(segment),
         upto: Sequence(upto),
     };
-    let mut outcomes = |shard: &mut ShardEnd| {
+    let outcomes = |shard: &mut ShardEnd| {
         let mut outcomes = Vec::new();
         while let Some(answer) = shard.poll() {
             outcomes.push(match answer.reply {
