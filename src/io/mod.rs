@@ -1,1 +1,270 @@
-//! The I/O core.
+//! The I/O core: all that may wait for a device, done away from the shards.
+//!
+//! Floor 3. Implements the shards' disk seam on real files: creates and preallocates segments,
+//! group-commits, reads what is cold, seals, and runs blocking jobs of the start. Two backends serve
+//! the same lines: an executor of glommio (io_uring), and plain threads where io_uring is refused.
+//! What a record is, or what a shard does with an answer, may not enter.
+//!
+//! Invariants
+//! - every request accepted is answered exactly once, in order per kind and segment, unless the
+//!   core is dropped without [`IoCore::shutdown`], which leaves what a kill leaves.
+//! - the core sleeps when nothing is asked of it, and never waits for a shard.
+//! - one log line at start says which backend serves and why.
+//!
+//! Cost of a request: two ring pushes and pops, at most one system call to wake the core and one to
+//! wake the shard, and the file's own calls. Descriptors: two per segment being written (three on
+//! glommio), at most [`READ_FILES_MAX`] per shard and read line for cold reads.
+
+mod disk;
+mod file;
+mod glommio;
+mod line;
+mod map;
+mod probe;
+mod serial;
+mod threads;
+
+#[cfg(test)]
+mod tests;
+
+use std::panic::resume_unwind;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+pub use disk::{MAPPED_BYTES_MAX, ShardDisk};
+pub use line::Wake;
+pub use probe::{MEMLOCK_BYTES_MIN, Refusal, probe};
+
+use line::{Bell, CoreEnd, READ_LINES, READ_SLOTS, SERIAL_SLOTS, ShardEnd, Signal, Stop, line};
+
+/// Files that a read line keeps open.
+const READ_FILES_MAX: usize = 32;
+
+/// Who serves the lines.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Backend {
+    /// Glommio where the machine lets it, else threads.
+    #[default]
+    Auto,
+    /// An executor of glommio, or an error.
+    Glommio,
+    /// Plain threads.
+    Threads,
+}
+
+impl std::fmt::Display for Backend {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Glommio => "glommio",
+            Self::Threads => "threads",
+        })
+    }
+}
+
+/// One shard, as the I/O core knows it.
+#[derive(Clone)]
+pub struct ShardFiles {
+    /// Where its segments lie; made if it is not there.
+    pub directory: PathBuf,
+    /// Called when answers wait for it.
+    pub wake: Wake,
+}
+
+/// How to start the I/O core.
+#[derive(Clone)]
+pub struct IoOptions {
+    /// Who serves.
+    pub backend: Backend,
+    /// The processor to run on; anywhere if `None`.
+    pub core: Option<usize>,
+    /// The shards, in order.
+    pub shards: Vec<ShardFiles>,
+}
+
+/// Why the I/O core did not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum IoError {
+    /// Glommio was asked for by name and can't be used.
+    #[error("io = \"glommio\" can't be used here: {0}; set io = \"auto\" or cure it")]
+    Refused(#[from] Refusal),
+    /// A directory can't be made, read or synced.
+    #[error("{}: {source}", path.display())]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// A thread did not start.
+    #[error("a thread of the I/O core did not start: {0}")]
+    Thread(#[source] std::io::Error),
+}
+
+/// The running I/O core. Dropped without [`IoCore::shutdown`] it finishes only what is under way
+/// and joins its threads; requests that wait are never answered.
+pub struct IoCore {
+    backend: Backend,
+    refusal: Option<Refusal>,
+    core: Option<usize>,
+    signal: Arc<Signal>,
+    bells: Vec<Arc<Bell>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl IoCore {
+    /// Starts the core, and gives each shard its disk, in order.
+    ///
+    /// # Errors
+    /// A directory that can't be made; glommio asked for by name and refused; no thread.
+    pub fn start(options: IoOptions) -> Result<(Self, Vec<ShardDisk>), IoError> {
+        for shard in &options.shards {
+            file::make_directory(&shard.directory).map_err(|source| IoError::Directory {
+                path: shard.directory.clone(),
+                source,
+            })?;
+        }
+        let signal = Arc::new(Signal::default());
+        let started = match options.backend {
+            Backend::Threads => None,
+            asked => match glommio::start(options.core, options.shards.len()) {
+                Err(refusal) if asked == Backend::Glommio => return Err(refusal.into()),
+                outcome => Some(outcome),
+            },
+        };
+
+        let mut disks = Vec::new();
+        let mut lines = Vec::new();
+        let mut bells = Vec::new();
+        let shards = options.shards.len();
+        for shard in options.shards {
+            let (disk, core_lines) = connect(shard, shards, &signal);
+            bells.extend(core_lines.bells());
+            disks.push(disk);
+            lines.push(core_lines);
+        }
+        let (backend, refusal, threads) = match started {
+            Some(Ok(executor)) => (Backend::Glommio, None, vec![executor.serve(lines)]),
+            other => {
+                let refusal = other.and_then(Result::err);
+                let threads = threads::start(lines, &signal, options.core);
+                (Backend::Threads, refusal, threads.map_err(IoError::Thread)?)
+            }
+        };
+        match &refusal {
+            Some(why) => tracing::warn!(%backend, %why, "I/O core started; io_uring is refused"),
+            None => tracing::info!(%backend, asked = %options.backend, "I/O core started"),
+        }
+        let core = Self {
+            backend,
+            refusal,
+            core: options.core,
+            signal,
+            bells,
+            threads,
+        };
+        Ok((core, disks))
+    }
+
+    /// Who serves: never [`Backend::Auto`].
+    #[must_use]
+    pub fn backend(&self) -> Backend {
+        self.backend
+    }
+
+    /// Why it is not glommio, where that was tried.
+    #[must_use]
+    pub fn refusal(&self) -> Option<&Refusal> {
+        self.refusal.as_ref()
+    }
+
+    /// Whether its threads still run. If not, one panicked, and requests stay unanswered: the host
+    /// should stop.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        self.threads.iter().all(|thread| !thread.is_finished())
+    }
+
+    /// Runs what blocks, such as recovery, on a thread of its own where the core runs, and waits
+    /// for its value. Callable from several threads at once.
+    ///
+    /// # Panics
+    /// As the job panics, and where no thread can be started.
+    pub fn run_blocking<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
+        let thread = threads::spawn("helios-io-job", self.core, job);
+        let outcome = thread.expect("no thread for a blocking job").join();
+        outcome.unwrap_or_else(|panic| resume_unwind(panic))
+    }
+
+    /// Serves every request that was accepted, refuses further ones, and ends. The answers can
+    /// still be polled.
+    pub fn shutdown(mut self) {
+        self.end(Stop::WhenEmpty);
+    }
+
+    fn end(&mut self, stop: Stop) {
+        self.bells.iter().for_each(|bell| bell.close());
+        self.signal.set(stop);
+        self.bells.iter().for_each(|bell| bell.ring());
+        for thread in self.threads.drain(..) {
+            // A panic there was reported by its hook; there is nothing left to save.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for IoCore {
+    fn drop(&mut self) {
+        if !self.threads.is_empty() {
+            self.end(Stop::Now);
+        }
+    }
+}
+
+/// What the backends serve for one shard.
+struct CoreLines {
+    directory: PathBuf,
+    serial: CoreEnd,
+    reads: Vec<CoreEnd>,
+}
+
+impl CoreLines {
+    fn bells(&self) -> impl Iterator<Item = Arc<Bell>> {
+        std::iter::once(&self.serial)
+            .chain(&self.reads)
+            .map(|line| Arc::clone(line.inbox.bell()))
+    }
+}
+
+fn connect(shard: ShardFiles, shards: usize, signal: &Arc<Signal>) -> (ShardDisk, CoreLines) {
+    let (serial, core_serial) = line(SERIAL_SLOTS, Arc::clone(&shard.wake), signal);
+    let mut core_reads = Vec::new();
+    let reads: [ShardEnd; READ_LINES] = std::array::from_fn(|_| {
+        let (reads, core_end) = line(READ_SLOTS, Arc::clone(&shard.wake), signal);
+        core_reads.push(core_end);
+        reads
+    });
+    let lines = CoreLines {
+        directory: shard.directory.clone(),
+        serial: core_serial,
+        reads: core_reads,
+    };
+    (
+        ShardDisk::new(shard.directory, shards, serial, reads),
+        lines,
+    )
+}
+
+/// Pins the calling thread. Failing is no reason not to serve.
+fn pin_thread(core: Option<usize>) {
+    let Some(core) = core else { return };
+    let mut cores = rustix::thread::CpuSet::new();
+    if core < rustix::thread::CpuSet::MAX_CPU {
+        cores.set(core);
+    }
+    if let Err(error) = rustix::thread::sched_setaffinity(None, &cores) {
+        tracing::warn!(core, %error, "a thread of the I/O core runs unpinned");
+    }
+}

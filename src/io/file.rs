@@ -1,0 +1,200 @@
+//! Segment files: their names, and each thing that is done to one.
+//!
+//! Floor 3, part of `io`. Plain blocking calls on std files, used by both backends and by
+//! `ShardDisk`; who may wait for a device is decided by the callers.
+//!
+//! Invariants
+//! - a file that could not be made completely is removed, and one that was there is never touched.
+//! - a name is durable (its directory synced) before a create is answered.
+//! - short writes and reads go on where they stopped; an interrupted call is repeated; a failed
+//!   sync is not.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
+
+use super::line::Made;
+use super::map::Mapping;
+use crate::id::SegmentNo;
+use crate::segment::DiskError;
+
+/// Where a segment lies in its shard's directory.
+pub(super) fn path(directory: &Path, segment: SegmentNo) -> PathBuf {
+    directory.join(format!("{:08}.seg", segment.0))
+}
+
+/// The segments in a directory and their bytes, ascending. Other files are left out.
+pub(super) fn list(directory: &Path) -> io::Result<Vec<(SegmentNo, u64)>> {
+    let mut segments = Vec::new();
+    for entry in std::fs::read_dir(directory)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let number = name
+            .to_str()
+            .and_then(|name| name.strip_suffix(".seg"))
+            .and_then(|digits| digits.parse().ok())
+            .map(SegmentNo);
+        // Only a name that we would have given ourselves: not "+1.seg", not "1.seg".
+        if let Some(segment) = number
+            && path(directory, segment) == entry.path()
+        {
+            segments.push((segment, entry.metadata()?.len()));
+        }
+    }
+    segments.sort_unstable();
+    Ok(segments)
+}
+
+/// Makes a shard's directory, and its name durable.
+pub(super) fn make_directory(directory: &Path) -> io::Result<()> {
+    if directory.is_dir() {
+        return Ok(());
+    }
+    std::fs::create_dir_all(directory)?;
+    match directory.parent() {
+        Some(parent) if parent != Path::new("") => File::open(parent)?.sync_all(),
+        _ => File::open(".")?.sync_all(),
+    }
+}
+
+/// Makes a segment of `bytes`, all preallocated and zero, mapped, its name durable. Its size is
+/// made durable by the first sync that needs it.
+pub(super) fn create(
+    directory: &Path,
+    segment: SegmentNo,
+    bytes: u32,
+) -> Result<Box<Made>, DiskError> {
+    let path = path(directory, segment);
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(&path)
+        .map_err(|error| failed("open", segment, &error))?;
+    let made = complete(&file, directory, segment, bytes);
+    match made {
+        Ok(map) => Ok(Box::new(Made { file, map })),
+        Err(error) => {
+            // The first error is the one to report.
+            let _ = std::fs::remove_file(&path);
+            Err(error)
+        }
+    }
+}
+
+fn complete(
+    file: &File,
+    directory: &Path,
+    segment: SegmentNo,
+    bytes: u32,
+) -> Result<Mapping, DiskError> {
+    let size = u64::from(bytes);
+    let allocated = loop {
+        match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, size) {
+            Err(Errno::INTR) => {}
+            done => break done,
+        }
+    };
+    match allocated {
+        // A file system that can't preallocate still serves; a full disk is then found by a write.
+        Err(Errno::OPNOTSUPP | Errno::NOSYS) => file.set_len(size),
+        Err(Errno::INVAL) if bytes == 0 => Ok(()),
+        done => done.map_err(io::Error::from),
+    }
+    .map_err(|error| failed("fallocate", segment, &error))?;
+    let map = Mapping::new(file, bytes).map_err(|error| failed("mmap", segment, &error))?;
+    sync_directory(directory, segment)?;
+    Ok(map)
+}
+
+/// Opens a segment that exists.
+pub(super) fn open(directory: &Path, segment: SegmentNo) -> Result<File, DiskError> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path(directory, segment))
+        .map_err(|error| failed("open", segment, &error))
+}
+
+/// Writes all of `bytes`, into the page cache.
+pub(super) fn write(
+    file: &File,
+    segment: SegmentNo,
+    offset: u32,
+    bytes: &[u8],
+) -> Result<(), DiskError> {
+    file.write_all_at(bytes, u64::from(offset))
+        .map_err(|error| failed("pwrite", segment, &error))
+}
+
+/// Fills all of `buffer`.
+pub(super) fn read(
+    file: &File,
+    segment: SegmentNo,
+    offset: u32,
+    buffer: &mut [u8],
+) -> Result<(), DiskError> {
+    let end = u64::from(offset) + buffer.len() as u64;
+    match file.read_exact_at(buffer, u64::from(offset)) {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+            Err(DiskError::Short { segment, end })
+        }
+        done => done.map_err(|error| failed("pread", segment, &error)),
+    }
+}
+
+/// fdatasync, once. std would repeat it after EINTR, which is no failure of the device; any other
+/// error is final.
+pub(super) fn sync(file: &File, segment: SegmentNo) -> Result<(), DiskError> {
+    file.sync_data()
+        .map_err(|error| failed("fdatasync", segment, &error))
+}
+
+/// Cuts the file to `bytes`. What was written is durable by now, so a failure costs room only.
+pub(super) fn cut(file: &File, segment: SegmentNo, bytes: u64) {
+    if let Err(error) = file.set_len(bytes) {
+        tracing::warn!(%segment, %error, "the preallocation of a sealed segment was not given back");
+    }
+}
+
+/// Cuts a segment nobody has open to `bytes`, durably, or removes it.
+pub(super) fn cut_now(directory: &Path, segment: SegmentNo, bytes: u32) -> Result<(), DiskError> {
+    if bytes == 0 {
+        std::fs::remove_file(path(directory, segment))
+            .map_err(|error| failed("unlink", segment, &error))?;
+        return sync_directory(directory, segment);
+    }
+    let file = open(directory, segment)?;
+    file.set_len(u64::from(bytes))
+        .map_err(|error| failed("ftruncate", segment, &error))?;
+    file.sync_all()
+        .map_err(|error| failed("fsync", segment, &error))
+}
+
+fn sync_directory(directory: &Path, segment: SegmentNo) -> Result<(), DiskError> {
+    File::open(directory)
+        .and_then(|directory| directory.sync_all())
+        .map_err(|error| failed("fsync of the directory", segment, &error))
+}
+
+/// An error of the operating system as one of a disk.
+pub(super) fn failed(call: &'static str, segment: SegmentNo, error: &io::Error) -> DiskError {
+    match error.raw_os_error() {
+        Some(libc::ENOSPC | libc::EDQUOT) => DiskError::NoSpace,
+        Some(errno) => DiskError::Os {
+            call,
+            segment,
+            errno,
+        },
+        // std's own kinds: a write that wrote nothing.
+        None => DiskError::Os {
+            call,
+            segment,
+            errno: libc::EIO,
+        },
+    }
+}
