@@ -3,7 +3,7 @@
 //! Floor 1, tests only.
 
 use super::*;
-use crate::segment::format::{FORMAT_VERSION, Footer, SEGMENT_HEADER_BYTES, SegmentHeader, encode};
+use crate::segment::format::{FORMAT_VERSION, SEGMENT_HEADER_BYTES, SegmentHeader, encode};
 use crate::segment::{Directory, FilesError, Sequence};
 
 /// A log of a few records in segment 1, and a spare; sealed or not.
@@ -348,7 +348,18 @@ fn speed_of_recovery() {
             total += bytes.len() - SEGMENT_HEADER_BYTES;
             std::fs::write(directory.path(header.segment), bytes).unwrap();
         }
-        for round in ["scan, not cached", "footers"] {
+        let start = std::time::Instant::now();
+        let mut rounds = 0;
+        while rounds * value_bytes < total {
+            assert!(ValueKind::Blob.id_of(std::hint::black_box(&value)) == id);
+            rounds += 1;
+        }
+        let seconds = start.elapsed().as_secs_f64();
+        println!(
+            "{value_bytes} B, bare hash: {:.2} GB/s",
+            total as f64 / seconds / 1e9
+        );
+        for round in ["scan", "footers"] {
             let mut records = 0u64;
             let mut keys = 0;
             if round != "footers" {
@@ -380,7 +391,6 @@ fn speed_of_recovery() {
             }
         }
     }
-    assert_eq!(Footer::default().count(), 0);
 }
 
 /// Reads of a directory; changes nothing.
