@@ -21,6 +21,7 @@
 pub mod disk;
 pub mod files;
 pub mod format;
+pub mod list;
 pub mod log;
 pub mod recover;
 
@@ -31,7 +32,8 @@ mod tests;
 
 pub use disk::{Disk, DiskError, IoReply, IoRequest, Location, Sequence};
 pub use files::{Directory, FilesError, SegmentFile, SegmentFiles};
-pub use format::{Head, ListPayload, LogId, Record, ValueKind};
+pub use format::{Head, LogId, Record, ValueKind};
+pub use list::{BadList, ListPayload};
 pub use log::{
     Appended, Log, LogConfig, LogError, LogEvent, LogStart, LogTotals, NotReady, Read, SegmentState,
 };

@@ -169,6 +169,40 @@ fn a_crash_at_any_call_of_recovery_changes_nothing() {
     }
 }
 
+/// A footer promises that the records before it are on the device: also one that recovery wrote.
+#[test]
+fn a_power_cut_while_recovery_seals_never_leaves_a_footer_without_its_records() {
+    let mut rig = Rig::new();
+    let records: Vec<_> = (0..3)
+        .map(|n| Owned::put(n, b"key", &[n as u8; 700]))
+        .collect();
+    rig.write(&records);
+    rig.disk.kill();
+    // A full segment: the footer makes the file longer, so that it ends it before the cut does.
+    let data_end = rig.log.segments()[0].data_end;
+    rig.disk.bytes_mut(SegmentNo(1)).truncate(data_end as usize);
+    let mut random = Random(11);
+    let (mut call, mut lost) = (0, 0);
+    loop {
+        let mut done = false;
+        for _ in 0..400 {
+            let mut disk = rig.disk.clone();
+            disk.faults.files_call = Some(call);
+            done = recover(&mut disk, SHARD, &mut |_| {}).is_ok();
+            disk.power_cut(&mut random);
+            let (_, seen) = read_back(&mut disk).unwrap();
+            assert_eq!(seen, records[..seen.len()], "call {call}");
+            assert!(!done || seen == records, "recovery was over");
+            lost += usize::from(seen.len() < records.len());
+        }
+        if done {
+            break;
+        }
+        call += 1;
+    }
+    assert!(lost > 0);
+}
+
 /// Recovers, expects an error, and that nothing was changed.
 fn refused(disk: &MemoryDisk) -> RecoverError {
     let mut tried = disk.clone();
