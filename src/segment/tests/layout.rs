@@ -6,11 +6,11 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::id::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
-use crate::segment::Sequence;
 use crate::segment::format::{
-    BadHeader, BadList, Footer, Invalid, ListPayload, PARTS_MAX, RECORD_BYTES_MAX, SegmentHeader,
-    Trailer, decode, encode,
+    BadHeader, Footer, Invalid, RECORD_BYTES_MAX, SegmentHeader, Trailer, decode, encode,
 };
+use crate::segment::list::PARTS_MAX;
+use crate::segment::{BadList, ListPayload, Sequence};
 
 const HEADER: SegmentHeader = SegmentHeader {
     shard: SHARD,
