@@ -69,28 +69,35 @@ fn head_on(
         scope.spawn(move || {
             let _failed = Failed(&gate.failed);
             for round in 0..u64::from(ROUNDS) {
-                gate.meet(3 * round + 1);
-                gate.meet(3 * round + 2);
+                gate.meet(4 * round + 1);
+                gate.meet(4 * round + 2);
+                // With what it will read in its cache, only a fence keeps the read behind.
+                let _ = (lane.closed(), bells.sleeping(ShardNo(0)));
+                gate.meet(4 * round + 3);
                 let found = client(&mut lane, &bells);
                 noticed.store(found, Ordering::Relaxed);
-                gate.meet(3 * round + 3);
+                gate.meet(4 * round + 4);
                 while lane.poll_completion().unwrap().is_some() {}
             }
         });
         let _failed = Failed(&gate.failed);
         for round in 0..u64::from(ROUNDS) {
-            gate.meet(3 * round + 1);
+            gate.meet(4 * round + 1);
             before(&mut Shard {
                 server: &mut server,
                 bells: &mut server_bells,
                 status: &status,
             });
-            gate.meet(3 * round + 2);
-            for _ in 0..round % 64 {
+            gate.meet(4 * round + 2);
+            let _ = server_bells.settled();
+            server.prefetch();
+            gate.meet(4 * round + 3);
+            // The client has more to do before its look: the two meet somewhere in here.
+            for _ in 0..round % 509 {
                 std::hint::black_box(round);
             }
             let found = shard(&mut server, &mut server_bells, &status);
-            gate.meet(3 * round + 3);
+            gate.meet(4 * round + 4);
             let other = noticed.load(Ordering::Relaxed);
             assert!(found || other, "round {round}: both would sleep");
         }
