@@ -180,8 +180,9 @@ pub enum Record<'a> {
         kind: ValueKind,
         /// Its name.
         id: ObjectId,
-        /// At most [`PAYLOAD_BYTES_MAX`] bytes.
-        payload: &'a [u8],
+        /// At most [`PAYLOAD_BYTES_MAX`] bytes; `None` where an earlier record of this log holds
+        /// them: the upload needs them too, whatever becomes of their other owners.
+        payload: Option<&'a [u8]>,
     },
 }
 
@@ -222,8 +223,7 @@ impl<'a> Record<'a> {
     #[must_use]
     pub fn payload(&self) -> Option<&'a [u8]> {
         match *self {
-            Self::Put { payload, .. } => payload,
-            Self::Object { payload, .. } => Some(payload),
+            Self::Put { payload, .. } | Self::Object { payload, .. } => payload,
             Self::Agent { .. } | Self::Delete { .. } => None,
         }
     }
@@ -330,7 +330,7 @@ pub fn encode(
             0,
             &b""[..],
             Some(id),
-            payload.len() as u64,
+            payload.map_or(0, <[u8]>::len) as u64,
             list_flag(kind),
         ),
     };
@@ -487,7 +487,7 @@ fn head_of<'a>(header: &[u8], id: Option<ObjectId>, key: &'a [u8]) -> Option<Hea
         }
         (KIND_DELETE, None) if allowed(0) => Some(Head::Delete { agent, key }),
         (KIND_OBJECT, Some(id)) if allowed(FLAG_ID | FLAG_PAYLOAD | FLAG_LIST) => {
-            (has_payload && key.is_empty()).then_some(Head::Object {
+            key.is_empty().then_some(Head::Object {
                 kind: value_kind,
                 id,
             })

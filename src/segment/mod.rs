@@ -33,7 +33,7 @@ mod tests;
 
 pub use disk::{Disk, DiskError, IoReply, IoRequest, Location, Sequence};
 pub use files::{Directory, FilesError, SegmentFile, SegmentFiles};
-pub use format::{Head, LogId, Record, ValueKind};
+pub use format::{HEAD_BYTES_MAX, Head, LogId, PART_BYTES_MAX, Record, ValueKind};
 pub use list::{BadList, ListPayload};
 pub use log::{
     Appended, Log, LogConfig, LogError, LogEvent, LogStart, LogTotals, NotReady, Read, SegmentState,

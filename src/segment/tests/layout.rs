@@ -90,7 +90,7 @@ fn limits_are_the_formats() {
     let object = |length: usize| Record::Object {
         kind: ValueKind::Blob,
         id: ObjectId::of_blob(b""),
-        payload: &payload[..length],
+        payload: Some(&payload[..length]),
     };
     assert!(object(payload.len() - 1).within_limits());
     assert!(!object(payload.len()).within_limits());

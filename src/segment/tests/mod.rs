@@ -69,7 +69,7 @@ impl Owned {
             Self::Object(kind, id, payload) => Record::Object {
                 kind: *kind,
                 id: *id,
-                payload,
+                payload: Some(payload),
             },
         }
     }
