@@ -286,7 +286,7 @@ impl Runtime {
             );
             shards.push(ShardThread::spawn(
                 shard,
-                seats[no].clone(),
+                seats[no],
                 doorbells.clone(),
                 control.events_for(ShardNo(no as u16)),
                 Arc::clone(&stop),

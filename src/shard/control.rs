@@ -272,7 +272,7 @@ impl<D: Disk> Shard<D> {
         }
     }
 
-    fn close_lane(&mut self, lane: Box<Lane>, reason: CloseReason) {
+    fn close_lane(&mut self, lane: Lane, reason: CloseReason) {
         let agent = self.store.tables.agent_mut(lane.agent);
         agent.lanes -= 1;
         if agent.lanes == 0 {
@@ -281,9 +281,9 @@ impl<D: Disk> Shard<D> {
         self.forget_lane(lane, reason);
     }
 
-    fn forget_lane(&mut self, mut lane: Box<Lane>, reason: CloseReason) {
+    fn forget_lane(&mut self, mut lane: Lane, reason: CloseReason) {
         if let Some(upload) = lane.upload.take() {
-            self.drop_upload(upload);
+            self.drop_upload(*upload);
         }
         lane.ring.close(reason);
         lane.wake();

@@ -185,14 +185,14 @@ impl Lanes {
     }
 
     /// Takes a lane out.
-    pub fn detach(&mut self, session: SessionNo, no: LaneNo) -> Option<Box<Lane>> {
+    pub fn detach(&mut self, session: SessionNo, no: LaneNo) -> Option<Lane> {
         let session = &mut self.sessions[*self.session_at.get(&session)?];
         let index = std::mem::replace(session.lanes.get_mut(no.0 as usize)?, NO_LANE);
         self.take(index)
     }
 
     /// Takes a session out, with its lanes.
-    pub fn close_session(&mut self, no: SessionNo) -> Vec<Box<Lane>> {
+    pub fn close_session(&mut self, no: SessionNo) -> Vec<Lane> {
         let Some(at) = self.session_at.remove(&no) else {
             return Vec::new();
         };
@@ -212,14 +212,14 @@ impl Lanes {
         self.sessions.iter().map(|session| session.no).collect()
     }
 
-    fn take(&mut self, index: u32) -> Option<Box<Lane>> {
+    fn take(&mut self, index: u32) -> Option<Lane> {
         let slot = self.slots.get_mut(index as usize)?;
         let lane = slot.lane.take()?;
         slot.generation = slot.generation.wrapping_add(1);
         self.free.push(index);
         self.polled.retain(|&polled| polled != index);
         self.count -= 1;
-        Some(lane)
+        Some(*lane)
     }
 
     /// The lane, if it is still there.

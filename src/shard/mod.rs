@@ -220,7 +220,7 @@ impl<D: Disk> Shard<D> {
         if worked {
             self.turns += 1;
             self.counters().turns.add(1);
-            if self.turns % MEASURE_TURNS == 0 {
+            if self.turns.is_multiple_of(MEASURE_TURNS) {
                 self.publish_gauges();
             }
         }

@@ -91,7 +91,12 @@ impl<D: Disk> Shard<D> {
             self.finish(at, busy);
             return Step::Done;
         }
-        let Some(mut upload) = self.lanes.get_mut(at).and_then(|lane| lane.upload.take()) else {
+        let Some(mut upload) = self
+            .lanes
+            .get_mut(at)
+            .and_then(|lane| lane.upload.take())
+            .map(|upload| *upload)
+        else {
             return self.out_of_order(at, entry, 0);
         };
         let bytes = scratch.value.len() as u64;
@@ -172,7 +177,7 @@ impl<D: Disk> Shard<D> {
                 return Step::Done;
             }
         };
-        let items = pairs.clone().count();
+        let items = pairs.count();
         let needed = (items * packed::PUT_ANSWER_BYTES) as u32;
         if needed > entry.reply.len {
             let mut completion = Completion::new(entry.user_data, Status::ReplyTooSmall);
@@ -182,7 +187,6 @@ impl<D: Disk> Shard<D> {
         }
         // All or none: room for every record is asked for before the first is appended.
         let bytes = pairs
-            .clone()
             .map(|(_, value)| value.len() + HEAD_BYTES_MAX)
             .sum::<usize>();
         if let Err(refused) = self.store.ready(bytes, true) {
@@ -323,7 +327,12 @@ impl<D: Disk> Shard<D> {
     /// Starts a large value, dropping one that the lane never ended; `false` where there are too
     /// many.
     fn begin_upload(&mut self, at: LaneRef, key: &[u8], total: u64) -> bool {
-        if let Some(old) = self.lanes.get_mut(at).and_then(|lane| lane.upload.take()) {
+        if let Some(old) = self
+            .lanes
+            .get_mut(at)
+            .and_then(|lane| lane.upload.take())
+            .map(|upload| *upload)
+        {
             self.drop_upload(old);
         }
         if self.uploads >= UPLOADS_MAX {
@@ -341,15 +350,15 @@ impl<D: Disk> Shard<D> {
         true
     }
 
-    fn put_back(&mut self, at: LaneRef, upload: Box<Upload>) {
+    fn put_back(&mut self, at: LaneRef, upload: Upload) {
         match self.lanes.get_mut(at) {
-            Some(lane) => lane.upload = Some(upload),
+            Some(lane) => lane.upload = Some(Box::new(upload)),
             None => self.drop_upload(upload),
         }
     }
 
     /// Gives up what is left of a large value.
-    pub(super) fn drop_upload(&mut self, mut upload: Box<Upload>) {
+    pub(super) fn drop_upload(&mut self, mut upload: Upload) {
         self.uploads -= 1;
         self.store.release_parts(&mut upload.parts);
     }
@@ -366,7 +375,7 @@ impl<D: Disk> Shard<D> {
         let mut lost = Vec::new();
         for (_, lane) in self.lanes.iter_mut() {
             if lane.upload.as_ref().is_some_and(|upload| upload.unflushed) {
-                lost.extend(lane.upload.take());
+                lost.extend(lane.upload.take().map(|upload| *upload));
             }
         }
         for upload in lost {
