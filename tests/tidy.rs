@@ -26,7 +26,7 @@ const ARROWS_ALLOWED: [(&str, &str, &str); 1] =
     [("mesh", "id", "ids are the words every room speaks with")];
 
 /// Where dependencies are used: a room, or several where the seam between them is made of it.
-const DEPENDENCY_ROOMS: [(&str, &[&str]); 20] = [
+const DEPENDENCY_ROOMS: [(&str, &[&str]); 19] = [
     ("anyhow", &["cli"]),
     ("atomic_waker", &["io"]),
     ("blake3", &["id"]),
@@ -43,7 +43,6 @@ const DEPENDENCY_ROOMS: [(&str, &[&str]); 20] = [
     ("indicatif", &["cli"]),
     ("memmap2", &["cache", "io", "shared"]),
     ("ringbuf", &["io", "mesh"]),
-    ("serde", &["cli", "config", "topology"]),
     ("serde_json", &["cli"]),
     ("toml", &["config"]),
     ("tracing_subscriber", &["cli"]),
