@@ -88,6 +88,8 @@ impl<D: Disk> Shard<D> {
                 self.count_tier(tier);
                 self.finish(at, completion);
                 if let Some((agent, key)) = fill {
+                    // What was hit since the last fill is worth keeping in the window.
+                    self.drain_hits(at);
                     self.want_fill(agent, key, ObjectNo(value.object));
                 }
             }
@@ -254,6 +256,7 @@ impl<D: Disk> Shard<D> {
     }
 
     pub(super) fn stats(&mut self, at: LaneRef, entry: &Submission) -> Step {
+        self.drain_hits(at);
         self.publish_gauges();
         let mut sum = Stats::default();
         for counters in self.counters.iter() {

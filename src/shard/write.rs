@@ -136,7 +136,10 @@ impl<D: Disk> Shard<D> {
         };
         upload.parts.push(part);
         upload.stored += bytes;
-        upload.unflushed = true;
+        if !upload.unflushed {
+            upload.unflushed = true;
+            self.unflushed_uploads.push(at);
+        }
         if last {
             let written = self
                 .store
@@ -373,13 +376,11 @@ impl<D: Disk> Shard<D> {
     /// Gives up large values of which parts were lost with a failed flush.
     pub(super) fn drop_unflushed_uploads(&mut self) {
         let mut lost = Vec::new();
-        for (_, lane) in self.lanes.iter_mut() {
-            if lane.upload.as_ref().is_some_and(|upload| upload.unflushed) {
-                lost.extend(lane.upload.take().map(|upload| *upload));
-            }
+        for at in self.unflushed_uploads.drain(..) {
+            lost.extend(self.lanes.get_mut(at).and_then(|lane| lane.upload.take()));
         }
         for upload in lost {
-            self.drop_upload(upload);
+            self.drop_upload(*upload);
         }
     }
 }
