@@ -8,7 +8,7 @@ use serde_json::Value;
 
 const HEADER: &str = "agent_id,seq,key,op\n";
 
-/// A folder with a configuration and a trace of forty processes.
+/// A folder with a configuration and a trace of two hundred short processes.
 struct Case {
     folder: tempfile::TempDir,
 }
@@ -24,11 +24,11 @@ impl Case {
         let case = Self { folder };
         let mut text = HEADER.to_owned();
         let mut seq = 0;
-        for process in 0..40 {
-            for access in 0..60 {
+        for process in 0..200 {
+            for access in 0..12 {
                 let key = match access % 6 {
                     0 => format!("/lib/{}", access % 4),
-                    _ => format!("/own/{process}/{}", access * 7 % 31),
+                    _ => format!("/own/{process}/{}", access * 7 % 5),
                 };
                 let op = if access % 9 == 8 { "write" } else { "read" };
                 text += &format!("p{process},{seq},{key},{op}\n");
@@ -89,7 +89,7 @@ fn twenty_agents_read_what_they_wrote() {
 
     let file = report_file(&case.path("data"));
     assert_eq!(file["operations"], report["operations"]);
-    assert_eq!(file["detail"]["trace_processes"], 40);
+    assert_eq!(file["detail"]["trace_processes"], 200);
     // A clean run takes its state away.
     assert!(!case.path("data/replay-state").exists());
 }

@@ -9,13 +9,17 @@
 use std::env;
 use std::io::{self, BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
+use std::time::Duration;
 
 use super::messages::{Answer, Order, Progress};
 
 /// Name of the hidden subcommand.
 const SUBCOMMAND: &str = "replay-worker";
+/// Silence of all workers that can't be work: they report several times a second, but for the time
+/// it takes to read a long trace or to sync what was written at first.
+const SILENCE_MAX: Duration = Duration::from_secs(120);
 
 /// A replay whose workers failed it.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +35,8 @@ pub(super) enum FleetError {
     Ended { worker: usize, status: ExitStatus },
     #[error("worker {worker} ended before its work was done")]
     Lost { worker: usize },
+    #[error("no worker has said anything for {SILENCE_MAX:?}; the runtime does not answer them")]
+    Silence,
     #[error("worker {worker} said what can't be understood: {line:?}")]
     Gibberish { worker: usize, line: String },
 }
@@ -134,13 +140,14 @@ impl Fleet {
 
     fn hear(&mut self) -> Result<(usize, Answer), FleetError> {
         // Every worker's listener says None before it goes.
-        match self.heard.recv() {
+        match self.heard.recv_timeout(SILENCE_MAX) {
             Ok((worker, Some(line))) => match serde_json::from_str(&line) {
                 Ok(answer) => Ok((worker, answer)),
                 Err(_) => Err(FleetError::Gibberish { worker, line }),
             },
             Ok((worker, None)) => Err(self.ended(worker)),
-            Err(_) => Err(FleetError::Lost { worker: 0 }),
+            Err(RecvTimeoutError::Timeout) => Err(FleetError::Silence),
+            Err(RecvTimeoutError::Disconnected) => Err(FleetError::Lost { worker: 0 }),
         }
     }
 

@@ -9,12 +9,14 @@ use helios::Runtime;
 use helios::client::{Lane, Session};
 use helios::config::Config;
 use helios::metrics::Stats;
-use helios::topology::{self, Machine};
 
 use super::folder;
 use super::port;
 use super::process::Process;
 use super::report::MemoryUse;
+
+/// Where in a replay's folder the runtime has its data directory.
+const STATE: &str = "data";
 
 /// A runtime to drive.
 pub(super) enum Host {
@@ -27,8 +29,7 @@ pub(super) enum Host {
 /// A runtime in this process.
 pub(super) struct Own {
     runtime: Runtime,
-    config: Config,
-    agent_cores: Vec<u32>,
+    folder: PathBuf,
 }
 
 /// A runtime in another process.
@@ -41,24 +42,15 @@ pub(super) struct Other {
 impl Host {
     /// Starts a runtime on an empty folder within the configured data directory.
     pub(super) fn start(mut config: Config) -> anyhow::Result<Self> {
-        let state = folder::fresh(&config.data_dir)?;
-        // A socket that was left at its default stays within the state.
+        let folder = folder::fresh(&config.data_dir)?;
+        let state = folder.join(STATE);
+        // A socket that was left at its default stays with the state.
         if config.socket == Config::at(&config.data_dir).socket {
             config.socket = Config::at(&state).socket;
         }
         config.data_dir = state;
-        let placement = topology::resolve(config.clone(), &Machine::probe()?)?.placement;
-        let cores = placement.agents.iter().map(|core| core.0);
-        let agent_cores = match placement.is_pinned() {
-            true => cores.collect(),
-            false => Vec::new(),
-        };
-        let runtime = Runtime::start(config.clone())?;
-        Ok(Self::Own(Box::new(Own {
-            runtime,
-            config,
-            agent_cores,
-        })))
+        let runtime = Runtime::start(config)?;
+        Ok(Self::Own(Box::new(Own { runtime, folder })))
     }
 
     /// Attaches to a runtime that listens on this socket.
@@ -82,17 +74,37 @@ impl Host {
     /// Where agents connect.
     pub(super) fn socket(&self) -> PathBuf {
         match self {
-            Self::Own(own) => own.config.socket.clone(),
+            Self::Own(own) => own.runtime.socket().to_owned(),
             Self::Other(other) => other.socket.clone(),
         }
     }
 
     /// The cores that agents are to keep to; empty where they may go anywhere.
-    pub(super) fn agent_cores(&self) -> &[u32] {
-        match self {
-            Self::Own(own) => &own.agent_cores,
-            Self::Other(_) => &[],
+    pub(super) fn agent_cores(&self) -> Vec<u32> {
+        let placement = match self {
+            Self::Own(own) => &own.runtime.resolved().placement,
+            Self::Other(_) => return Vec::new(),
+        };
+        match placement.is_pinned() {
+            true => placement.agents.iter().map(|core| core.0).collect(),
+            false => Vec::new(),
         }
+    }
+
+    /// Bytes that L1 and L2 have been given for so many agents; of a runtime elsewhere, what they
+    /// hold now.
+    pub(super) fn cache_bytes(&mut self, agents: u32) -> anyhow::Result<u64> {
+        Ok(match self {
+            Self::Own(own) => {
+                let window_bytes = own.runtime.resolved().config.l1_window_bytes;
+                let windows_bytes = u64::from(agents) * u64::from(window_bytes);
+                windows_bytes + own.runtime.memory().l2_capacity_bytes
+            }
+            Self::Other(other) => {
+                let stats = other.lane.stats()?;
+                stats.l1_bytes + stats.l2_bytes
+            }
+        })
     }
 
     /// How many shards there are, where that is known.
@@ -106,7 +118,7 @@ impl Host {
     /// Who does the disk work.
     pub(super) fn io(&self) -> String {
         match self {
-            Self::Own(own) => own.runtime.io_backend().to_owned(),
+            Self::Own(own) => own.runtime.io_backend().to_string(),
             Self::Other(_) => "unknown".to_owned(),
         }
     }
@@ -160,7 +172,7 @@ impl Host {
     /// Bytes that its files take on the disk, where they are known.
     pub(super) fn disk_bytes(&self) -> Option<u64> {
         match self {
-            Self::Own(own) => Some(folder::disk_bytes(&own.config.data_dir)),
+            Self::Own(own) => Some(folder::disk_bytes(&own.folder)),
             Self::Other(_) => None,
         }
     }
@@ -170,7 +182,7 @@ impl Host {
         if let Self::Own(own) = self {
             own.runtime.shutdown()?;
             if !keep_state {
-                folder::remove(&own.config.data_dir)?;
+                folder::remove(&own.folder)?;
             }
         }
         Ok(())

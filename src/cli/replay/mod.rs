@@ -167,7 +167,6 @@ fn replay(args: &Args, config: Config, bar: &Bar) -> anyhow::Result<(Report, Det
         workers: args.workers.min(args.agents),
         seed: args.seed,
     };
-    let windows_bytes = u64::from(args.agents) * u64::from(config.l1_window_bytes);
     bar.phase("loading the trace", 0);
     let mut fleet = Fleet::start(deal.workers)?;
     let loaded = load(&mut fleet, args, deal)?;
@@ -179,11 +178,8 @@ fn replay(args: &Args, config: Config, bar: &Bar) -> anyhow::Result<(Report, Det
     let measured = measure(&mut fleet, &mut host, args, &loaded, start, bar)?;
     fleet.finish()?;
     let (shards, io) = (host.shards(), host.io());
-    let agent_cores = host.agent_cores().to_vec();
-    // The windows are given whole; of a runtime elsewhere we know only what it holds.
-    let memory = measured.memory;
-    let l1_bytes = if args.socket.is_some() { memory.l1_bytes } else { windows_bytes };
-    let cache_bytes = l1_bytes + memory.l2_bytes;
+    let agent_cores = host.agent_cores();
+    let cache_bytes = host.cache_bytes(args.agents)?;
     let mismatches = measured.warmup.tally.mismatches + measured.measured.tally.mismatches;
     host.stop(mismatches > 0)?;
     bar.phase("scoring other caches", 0);
@@ -229,7 +225,7 @@ fn measure(
     bar: &Bar,
 ) -> anyhow::Result<Measured> {
     bar.phase("attaching the agents", 0);
-    let (socket, cores) = (host.socket(), host.agent_cores().to_vec());
+    let (socket, cores) = (host.socket(), host.agent_cores());
     let attach = |worker: usize| Order::Attach {
         socket: socket.clone(),
         core: (!cores.is_empty()).then(|| cores[worker % cores.len()]),

@@ -2,7 +2,8 @@
 //!
 //! Floor 4, part of `replay`. Adds nothing to a call but the name of its tier.
 
-use helios::client::{Attach, ClientError, Lane, Session, Tier};
+use helios::agent::entry::Tier;
+use helios::client::{Attach, ClientError, Lane, Session};
 use helios::config::Durability;
 
 use super::drive::{Port, Refusal};
@@ -21,7 +22,7 @@ pub(super) fn attach(session: &Session, scenario: &Scenario) -> Result<Vec<Lane>
 pub(super) fn attach_commons(session: &Session) -> Result<Lane, ClientError> {
     let attach = Attach {
         create: true,
-        public: Some(true),
+        public: true,
     };
     session.attach(COMMONS_NAME, attach)
 }
@@ -54,7 +55,8 @@ impl From<Tier> for Call {
             Tier::L1 => Self::L1,
             Tier::L2 => Self::L2,
             Tier::L3 => Self::L3,
-            Tier::Cold => Self::Cold,
+            // A tier of a later version is farther than those we know.
+            _ => Self::Cold,
         }
     }
 }

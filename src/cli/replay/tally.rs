@@ -85,12 +85,6 @@ impl Tally {
         self.times(call).len()
     }
 
-    /// Reads that were answered with a value.
-    pub(super) fn reads(&self) -> u64 {
-        let reads = [Call::L1, Call::L2, Call::L3, Call::Cold];
-        reads.iter().map(|call| self.count(*call)).sum()
-    }
-
     /// Calls of all kinds.
     pub(super) fn operations(&self) -> u64 {
         Call::ALL.iter().map(|call| self.count(*call)).sum()
@@ -163,10 +157,7 @@ mod tests {
         }
         let mut sum = back;
         sum.add(&one);
-        assert_eq!(
-            (sum.count(Call::L1), sum.reads(), sum.operations()),
-            (2000, 2000, 2004)
-        );
+        assert_eq!((sum.count(Call::L1), sum.operations()), (2000, 2004));
         assert_eq!((sum.busy_replies, sum.mismatches), (6, 40));
         assert_eq!(sum.mismatches_told.len(), MISMATCHES_TOLD_MAX);
         assert_eq!(sum.mismatches_told[0], "number 0");

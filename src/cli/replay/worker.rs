@@ -141,9 +141,8 @@ fn orders() -> Receiver<Order> {
     thread::spawn(move || {
         for line in io::stdin().lock().lines() {
             let order = line.ok().and_then(|line| serde_json::from_str(&line).ok());
-            match order {
-                Some(order) if sender.send(order).is_ok() => {}
-                _ => break,
+            if order.is_none_or(|order| sender.send(order).is_err()) {
+                break;
             }
         }
         process::exit(1);
