@@ -2,7 +2,9 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -47,15 +49,69 @@ impl Case {
         fs::write(self.path("trace.csv"), text).expect("a file");
     }
 
-    fn run(&self, more: &[&str]) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_helios"))
+    fn command(&self, more: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_helios"));
+        command
             .arg("replay")
             .args(["--config".as_ref(), self.path("replay.toml").as_os_str()])
             .args(["--trace".as_ref(), self.path("trace.csv").as_os_str()])
-            .args(more)
-            .output()
-            .expect("the program starts")
+            .args(more);
+        command
     }
+
+    fn run(&self, more: &[&str]) -> Output {
+        self.command(more).output().expect("the program starts")
+    }
+
+    /// Starts a replay that would take a minute, and waits for its workers.
+    fn start_long(&self) -> (Killed, Vec<u32>) {
+        let replay = self
+            .command(&["--agents", "4", "--seconds", "60"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn();
+        let replay = Killed(replay.expect("the program starts"));
+        let id = replay.0.id();
+        let mut workers = Vec::new();
+        until("two workers run", || {
+            let children = format!("/proc/{id}/task/{id}/children");
+            let children = fs::read_to_string(children).unwrap_or_default();
+            workers = children
+                .split_whitespace()
+                .map(|id| id.parse().expect("a number"))
+                .collect();
+            workers.len() == 2
+        });
+        (replay, workers)
+    }
+}
+
+/// A process that does not outlive its test.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Waits for something that must come; the bound is there so that a broken program fails.
+fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(
+            start.elapsed() < Duration::from_secs(60),
+            "waited for: {what}"
+        );
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn kill(process: u32) {
+    let process = i32::try_from(process).expect("a process number");
+    let process = rustix::process::Pid::from_raw(process).expect("a process number");
+    rustix::process::kill_process(process, rustix::process::Signal::KILL).expect("killed");
 }
 
 fn text(bytes: &[u8]) -> &str {
@@ -172,4 +228,75 @@ fn nobody_at_the_socket_is_an_error() {
         "{}",
         text(&output.stderr)
     );
+}
+
+#[test]
+fn a_runtime_that_is_served_elsewhere_can_be_replayed() {
+    let case = Case::new();
+    let served = Command::new(env!("CARGO_BIN_EXE_helios"))
+        .args([
+            "serve".as_ref(),
+            "--config".as_ref(),
+            case.path("replay.toml").as_os_str(),
+        ])
+        .stdout(Stdio::null())
+        .spawn();
+    let _served = Killed(served.expect("the program starts"));
+    let socket = case.path("data/helios.sock");
+    until("the runtime listens", || socket.exists());
+    let socket = socket.to_str().expect("UTF-8");
+    // Twice: what an earlier replay left in the runtime must not show.
+    for seed in ["1", "2"] {
+        let more = [
+            "--agents",
+            "9",
+            "--seconds",
+            "0.3",
+            "--seed",
+            seed,
+            "--socket",
+            socket,
+            "--json",
+        ];
+        let output = case.run(&more);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let report: Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
+        assert_eq!(report["verify"]["mismatches"], 0);
+        assert!(report["memory"]["rss_bytes"].as_u64().unwrap() > 0);
+        assert!(report["cpu"]["busy_share_idle"].is_f64());
+    }
+}
+
+#[test]
+fn a_worker_that_dies_fails_the_replay() {
+    let case = Case::new();
+    let (mut replay, workers) = case.start_long();
+    kill(workers[1]);
+    let status = replay.0.wait().expect("it ends");
+    assert_eq!(status.code(), Some(1));
+    let mut stderr = String::new();
+    let mut pipe = replay.0.stderr.take().expect("a pipe");
+    std::io::Read::read_to_string(&mut pipe, &mut stderr).expect("UTF-8");
+    assert!(
+        stderr.contains("worker 1 ended before its work was done"),
+        "{stderr}"
+    );
+    assert!(
+        !Path::new(&format!("/proc/{}", workers[0])).exists(),
+        "the other one is gone"
+    );
+}
+
+#[test]
+fn workers_do_not_outlive_their_replay() {
+    let case = Case::new();
+    let (replay, workers) = case.start_long();
+    kill(replay.0.id());
+    until("the workers are gone", || {
+        workers.iter().all(|worker| {
+            // A zombie that nobody has collected yet is gone, too.
+            let status = fs::read_to_string(format!("/proc/{worker}/status")).unwrap_or_default();
+            status.is_empty() || status.contains("State:\tZ")
+        })
+    });
 }
