@@ -387,7 +387,8 @@ impl Bar {
 
     fn phase(&self, name: &str, length: u64) {
         self.0.set_prefix("");
-        self.0.set_length(length);
+        // A phase of unknown length stands at 0, not at "100%".
+        self.0.set_length(length.max(1));
         self.0.set_position(0);
         self.0.set_message(name.to_owned());
         self.0.tick();
