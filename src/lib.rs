@@ -1,7 +1,12 @@
 //! Helios: a storage runtime for the state of many AI agents on one machine.
+//!
+//! A host embeds it with [`Runtime`], or runs `helios serve`. Agents, in other processes, attach
+//! with [`client::Session`] and read and write their state through shared memory; threads of the
+//! host do the same with [`Runtime::agent`].
 
 pub mod agent;
 pub mod cache;
+pub mod client;
 pub mod config;
 pub mod id;
 pub mod io;
@@ -13,3 +18,5 @@ pub mod shard;
 pub mod shared;
 pub mod state;
 pub mod topology;
+
+pub use runtime::Runtime;

@@ -1,1 +1,239 @@
-//! Counters and histograms.
+//! Counters, histograms and the counting allocator.
+//!
+//! Floor 0. A shard writes its own counters with plain relaxed stores; anyone may read them. A
+//! histogram is kept per core and kind, never per agent (200 KiB each), and merged on demand.
+//!
+//! Cost: a count is one load and one store of a line that only its shard writes.
+
+#![expect(unsafe_code, reason = "a global allocator is unsafe to implement")]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use hdrhistogram::Histogram;
+
+/// A number written by one thread and read by any.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds; only the thread that owns the counter may.
+    #[inline]
+    pub fn add(&self, count: u64) {
+        self.0.store(
+            self.0.load(Ordering::Relaxed).wrapping_add(count),
+            Ordering::Relaxed,
+        );
+    }
+
+    /// Sets; only the thread that owns the counter may.
+    #[inline]
+    pub fn set(&self, value: u64) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+
+    /// The value now.
+    #[must_use]
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// What one shard counts. The order of the fields is the order of the `Stats` reply in the
+        /// lane protocol: new ones go to the end.
+        #[derive(Debug, Default)]
+        #[repr(align(128))]
+        pub struct ShardCounters {
+            $($(#[$doc])* pub $name: Counter,)*
+        }
+
+        /// A reading of [`ShardCounters`], of one shard or summed over several.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+        pub struct Stats {
+            $($(#[$doc])* pub $name: u64,)*
+        }
+
+        impl ShardCounters {
+            /// The values now.
+            #[must_use]
+            pub fn read(&self) -> Stats {
+                Stats { $($name: self.$name.get(),)* }
+            }
+        }
+
+        impl Stats {
+            /// How many numbers there are.
+            pub const COUNT: usize = [$(stringify!($name),)*].len();
+            /// Their names, in order.
+            pub const NAMES: [&str; Self::COUNT] = [$(stringify!($name),)*];
+
+            /// The numbers in order.
+            #[must_use]
+            pub fn to_array(&self) -> [u64; Self::COUNT] {
+                [$(self.$name,)*]
+            }
+
+            /// From numbers in order; of a shorter list the rest is 0, of a longer one it is left
+            /// out, so that runtimes of neighbouring versions understand each other.
+            #[must_use]
+            pub fn from_slice(values: &[u64]) -> Self {
+                let mut values = values.iter().copied();
+                Self { $($name: values.next().unwrap_or(0),)* }
+            }
+
+            /// Adds another shard's numbers.
+            pub fn add(&mut self, other: &Self) {
+                $(self.$name += other.$name;)*
+            }
+
+            /// What was counted since `earlier`; gauges keep the value they have now only where
+            /// they grew, so read gauges from the later reading itself.
+            #[must_use]
+            pub fn since(&self, earlier: &Self) -> Self {
+                Self { $($name: self.$name.saturating_sub(earlier.$name),)* }
+            }
+        }
+    };
+}
+
+counters! {
+    /// Operations completed, hits in L1 windows not included.
+    operations,
+    /// Hits that agents reported from their L1 windows.
+    l1_hits,
+    /// Hit reports lost because a lane's report ring was lapped.
+    l1_reports_lost,
+    /// Reads served from L2.
+    l2_hits,
+    /// Reads served from segments whose pages were in memory.
+    l3_hits,
+    /// Reads that waited for the device.
+    cold_reads,
+    /// Reads of keys that are not there.
+    absent,
+    /// Puts and deletes applied.
+    writes,
+    /// Puts whose object was stored already.
+    deduplicated,
+    /// Bytes handed to the log.
+    log_bytes,
+    /// Flushes of the append buffer: one write system call each.
+    flushes,
+    /// Syncs that the I/O core completed.
+    syncs,
+    /// Replies that said Busy.
+    busy_replies,
+    /// Sessions ended for a malformed entry.
+    malformed,
+    /// Stored objects that did not match their id.
+    corrupt,
+    /// Turns of the shard's loop that did work.
+    turns,
+    /// Times the shard slept.
+    sleeps,
+    /// Allocations on the shard's thread while it served reads from L2.
+    allocations_hit,
+    /// Allocations on the shard's thread while it served reads from L3.
+    allocations_miss,
+    /// Allocations on the shard's thread while it served writes.
+    allocations_write,
+    /// Gauge: agents known.
+    agents,
+    /// Gauge: lanes attached.
+    lanes,
+    /// Gauge: keys of all agents.
+    keys,
+    /// Gauge: objects stored and needed.
+    objects,
+    /// Gauge: bytes of segments that are needed.
+    live_bytes,
+    /// Gauge: bytes of segments that nothing needs.
+    garbage_bytes,
+    /// Gauge: bytes held by L2.
+    l2_bytes,
+    /// Gauge: bytes of values held by L1 windows.
+    l1_bytes,
+    /// Gauge: bytes of indexes and working sets.
+    index_bytes,
+    /// Gauge: last record of the log.
+    sequence,
+    /// Gauge: last record known to be on the device.
+    synced_sequence,
+}
+
+/// A latency distribution in nanoseconds, up to a minute, to three digits.
+#[must_use]
+pub fn latency_histogram() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("the bounds are constants in order")
+}
+
+thread_local! {
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+/// The system's allocator, counting calls per thread. A host installs it with
+/// `#[global_allocator]` if it wants the `allocations_*` counters to mean something; elsewhere
+/// they stay 0.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct CountingAllocator;
+
+/// Allocations and reallocations of the calling thread so far.
+#[must_use]
+#[inline]
+pub fn thread_allocations() -> u64 {
+    ALLOCATIONS.with(Cell::get)
+}
+
+fn count() {
+    // A thread that is being torn down may allocate after its locals are gone.
+    let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
+}
+
+// SAFETY: every call is passed on to `System` unchanged.
+unsafe impl GlobalAlloc for CountingAllocator {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: as above.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn realloc(&self, old: *mut u8, layout: Layout, bytes: usize) -> *mut u8 {
+        count();
+        // SAFETY: as above.
+        unsafe { System.realloc(old, layout, bytes) }
+    }
+
+    unsafe fn dealloc(&self, old: *mut u8, layout: Layout) {
+        // SAFETY: as above.
+        unsafe { System.dealloc(old, layout) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stats_travel_as_numbers_in_order() {
+        let counters = ShardCounters::default();
+        counters.operations.add(3);
+        counters.synced_sequence.set(9);
+        let stats = counters.read();
+        assert_eq!(Stats::from_slice(&stats.to_array()), stats);
+        assert_eq!(Stats::from_slice(&[3]).operations, 3);
+        assert_eq!(Stats::NAMES[0], "operations");
+        let mut sum = stats;
+        sum.add(&stats);
+        assert_eq!(sum.operations, 6);
+        assert_eq!(sum.since(&stats).operations, 3);
+    }
+}

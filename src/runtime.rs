@@ -1,1 +1,517 @@
-//! Starts, wires and stops everything.
+//! The runtime: starts, wires and stops everything, in order.
+//!
+//! Floor 4, above `io` and `topology`: the only room that spawns threads and pins them. What it
+//! starts: the I/O core, a pinned thread per shard, and the listener on the socket. What it hands
+//! out: lanes, to processes through the socket and to the host's own threads directly.
+//!
+//! Invariants
+//! - a data directory is used by one runtime at a time: its lock is taken first and held longest.
+//! - [`Runtime::shutdown`] returns after every acknowledged write is on the device; a runtime that
+//!   is dropped without it leaves what a kill leaves.
+//! - a stale socket is replaced, one that a live runtime answers on is not.
+
+mod control;
+mod data_dir;
+mod host;
+mod listener;
+mod shard_thread;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crossbeam_queue::ArrayQueue;
+
+pub use data_dir::DataDirError;
+pub use listener::ListenError;
+
+use crate::cache::L2;
+use crate::client::{Attach, ClientError, Lane, Session};
+use crate::config::{Choice, Config, ConfigError, Io};
+use crate::id::ShardNo;
+use crate::io::{Backend, IoCore, IoError, IoOptions, ShardDisk, ShardFiles};
+use crate::mesh::mesh;
+use crate::metrics::{ShardCounters, Stats};
+use crate::segment::{Directory, Log, LogConfig, LogId, RecoverError, RecoverReport, SegmentFiles};
+use crate::shard::store::Store;
+use crate::shard::{Command, PeerMessage, Shard, ShardOptions, Tables, TablesError};
+use crate::shared::SharedError;
+use crate::topology::{Machine, Resolved, TopologyError, raise_file_limit, resolve};
+use control::ControlPlane;
+use data_dir::DataDir;
+use listener::Listener;
+use shard_thread::{Doorbell, ShardThread};
+
+/// Commands that may wait for one shard.
+const COMMANDS_MAX: usize = 1024;
+/// Messages that may wait on the way from one shard to another.
+const MESH_MESSAGES_MAX: usize = 256;
+/// Append buffer of one shard's log.
+const LOG_BUFFER_BYTES: usize = 1 << 20;
+/// Share of `memory_max` that L2 takes, as a divisor.
+const L2_SHARE: u64 = 4;
+/// Share of `memory_max` that indexes may take before new keys are refused, as a divisor.
+const INDEX_SHARE: u64 = 2;
+/// How long a shutdown waits for each shard's last sync.
+const SHUTDOWN_WAIT: Duration = Duration::from_secs(30);
+
+/// Why a runtime did not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RuntimeError {
+    /// A key of the configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The machine can't be understood.
+    #[error(transparent)]
+    Topology(#[from] TopologyError),
+    /// The data directory.
+    #[error(transparent)]
+    DataDir(#[from] DataDirError),
+    /// The I/O core.
+    #[error(transparent)]
+    Io(#[from] IoError),
+    /// Segments that can't be recovered.
+    #[error("shard {shard}: {source}")]
+    Recover {
+        /// The shard.
+        shard: ShardNo,
+        /// What recovery found.
+        source: RecoverError,
+    },
+    /// A log that contradicts itself.
+    #[error("shard {shard}: {source}; restore the data directory from a copy")]
+    Tables {
+        /// The shard.
+        shard: ShardNo,
+        /// What recovery found.
+        source: TablesError,
+    },
+    /// The socket.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// Shared memory.
+    #[error(transparent)]
+    Shared(#[from] SharedError),
+    /// A descriptor, mapping or thread was refused.
+    #[error("{what}: {source}")]
+    Os {
+        /// What was tried.
+        what: &'static str,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+}
+
+/// What recovery did at start.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Recovery {
+    /// Sums over all shards.
+    pub report: RecoverReport,
+    /// Time it took, all shards together.
+    pub elapsed: Duration,
+}
+
+/// Where the runtime's memory goes, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// `memory_max`.
+    pub budget_bytes: u64,
+    /// Resident set of the whole process, as the kernel counts it.
+    pub rss_bytes: u64,
+    /// Of it, pages shared with agents: windows and lanes.
+    pub shared_bytes: u64,
+    /// Windows that hold values.
+    pub l1_bytes: u64,
+    /// Values in L2.
+    pub l2_bytes: u64,
+    /// What L2 may hold.
+    pub l2_capacity_bytes: u64,
+    /// Indexes and working sets.
+    pub index_bytes: u64,
+}
+
+/// A running runtime.
+///
+/// ```
+/// use helios::Runtime;
+/// use helios::config::Config;
+///
+/// # let dir = tempfile::tempdir().unwrap();
+/// # let path = dir.path();
+/// let runtime = Runtime::start(Config::at(path))?;
+/// let mut planner = runtime.agent("planner")?;
+/// planner.put(b"goal", b"find the bug")?;
+/// let mut value = Vec::new();
+/// planner.get(b"goal", &mut value)?;
+/// assert_eq!(value, b"find the bug");
+/// drop(planner);
+/// runtime.shutdown()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct Runtime {
+    control: Arc<ControlPlane>,
+    listener: Option<Listener>,
+    shards: Vec<ShardThread>,
+    io: Option<IoCore>,
+    host: Session,
+    counters: Arc<[ShardCounters]>,
+    resolved: Resolved,
+    recovery: Recovery,
+    stop: Arc<AtomicBool>,
+    l2_bytes: u64,
+    // Last: the lock outlives everything that uses the directory.
+    _data_dir: DataDir,
+}
+
+/// What a shutdown could not do.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ShutdownError {
+    /// A shard's last records did not reach the device.
+    #[error(
+        "shard {shard} stopped without its last sync; process-durable data is in the page cache"
+    )]
+    NotSynced {
+        /// The shard.
+        shard: ShardNo,
+    },
+    /// A shard's thread had panicked, or did not answer.
+    #[error("shard {shard} did not stop in order; see the log")]
+    Lost {
+        /// The shard.
+        shard: ShardNo,
+    },
+}
+
+impl Runtime {
+    /// Starts a runtime: resolves `config` against the machine, locks and recovers the data
+    /// directory, starts the threads, listens.
+    ///
+    /// # Errors
+    /// [`RuntimeError`]; whatever was started is stopped again, and nothing was changed on disk
+    /// beyond what recovery does.
+    pub fn start(config: Config) -> Result<Self, RuntimeError> {
+        let machine = Machine::probe()?;
+        let auto_shards = config.shards == Choice::Auto;
+        let mut resolved = resolve(config.clone(), &machine)?;
+        let wanted = resolved.placement.shards.len() as u16;
+        let data_dir = DataDir::open(&config.data_dir, wanted, auto_shards)?;
+        if data_dir.shards() != wanted {
+            let shards = Choice::Fixed(data_dir.shards());
+            resolved = resolve(Config { shards, ..config }, &machine)?;
+        }
+        raise_file_limit();
+        Self::start_in(resolved, data_dir)
+    }
+
+    fn start_in(resolved: Resolved, data_dir: DataDir) -> Result<Self, RuntimeError> {
+        let config = &resolved.config;
+        let seats = &resolved.placement.shards;
+        let mut doorbells = Vec::new();
+        for _ in seats {
+            doorbells.push(Arc::new(Doorbell::new()?));
+        }
+        let directories: Vec<PathBuf> = (0..seats.len())
+            .map(|shard| data_dir.shard(ShardNo(shard as u16)))
+            .collect();
+        let files = directories
+            .iter()
+            .zip(&doorbells)
+            .map(|(directory, doorbell)| {
+                let doorbell = Arc::clone(doorbell);
+                ShardFiles {
+                    directory: directory.clone(),
+                    wake: Arc::new(move || doorbell.ring()),
+                }
+            });
+        let backend = match config.io {
+            Io::Auto => Backend::Auto,
+            Io::Glommio => Backend::Glommio,
+            Io::Threads => Backend::Threads,
+        };
+        let core = resolved.placement.io.map(|core| core.0 as usize);
+        let options = IoOptions {
+            backend,
+            core,
+            shards: files.collect(),
+        };
+        let (io, disks) = IoCore::start(options)?;
+
+        let counters: Arc<[ShardCounters]> =
+            seats.iter().map(|_| ShardCounters::default()).collect();
+        let commands: Vec<Arc<ArrayQueue<Command>>> = seats
+            .iter()
+            .map(|_| Arc::new(ArrayQueue::new(COMMANDS_MAX)))
+            .collect();
+        let started = Instant::now();
+        let mut recovery = Recovery::default();
+        let l2_bytes = config.memory_max / L2_SHARE;
+        let mut stores = Vec::new();
+        for (no, (disk, directory)) in disks.into_iter().zip(directories).enumerate() {
+            let no = ShardNo(no as u16);
+            let (store, report) = recover_shard(&io, no, disk, directory, config, seats.len())?;
+            add_report(&mut recovery.report, &report);
+            stores.push(store);
+        }
+        recovery.elapsed = started.elapsed();
+        tracing::info!(
+            records = recovery.report.records,
+            bytes = recovery.report.record_bytes,
+            truncated_bytes = recovery.report.truncated_bytes,
+            set_aside = recovery.report.set_aside,
+            seconds = recovery.elapsed.as_secs_f64(),
+            "recovered"
+        );
+
+        let stop = Arc::new(AtomicBool::new(false));
+        let (control, events) = ControlPlane::new(&resolved, commands.clone(), doorbells.clone())?;
+        let control = Arc::new(control);
+        let ports = mesh::<PeerMessage>(seats.len(), MESH_MESSAGES_MAX);
+        let mut shards = Vec::new();
+        for (no, (store, port)) in stores.into_iter().zip(ports).enumerate() {
+            let options = ShardOptions {
+                no: ShardNo(no as u16),
+                durability: config.durability,
+                group_commit_ns: config.group_commit_interval.as_nanos() as u64,
+            };
+            let shard = Shard::new(
+                options,
+                store,
+                port,
+                Arc::clone(&commands[no]),
+                Arc::clone(&counters),
+            );
+            shards.push(ShardThread::spawn(
+                shard,
+                seats[no],
+                doorbells.clone(),
+                control.events_for(ShardNo(no as u16)),
+                Arc::clone(&stop),
+            )?);
+        }
+        let listener = Listener::start(&config.socket, Arc::clone(&control), events)?;
+        let host = host::session(&control)?;
+        Ok(Self {
+            control,
+            listener: Some(listener),
+            shards,
+            io: Some(io),
+            host,
+            counters,
+            l2_bytes,
+            resolved,
+            recovery,
+            stop,
+            _data_dir: data_dir,
+        })
+    }
+
+    /// A lane of a host thread to an agent, which is made where there is none. The same as through
+    /// the socket, without it.
+    ///
+    /// # Errors
+    /// As [`Session::attach`].
+    pub fn agent(&self, name: &str) -> Result<Lane, ClientError> {
+        self.host.attach(name, Attach::default())
+    }
+
+    /// The host's own session, for lanes with other options.
+    #[must_use]
+    pub fn session(&self) -> &Session {
+        &self.host
+    }
+
+    /// What the shards have counted, summed.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        let mut sum = Stats::default();
+        self.counters
+            .iter()
+            .for_each(|counters| sum.add(&counters.read()));
+        sum
+    }
+
+    /// Where memory goes. The resident set is the whole process's, the host's own included.
+    #[must_use]
+    pub fn memory(&self) -> Memory {
+        let stats = self.stats();
+        let (rss_bytes, shared_bytes) = resident();
+        Memory {
+            budget_bytes: self.resolved.config.memory_max,
+            rss_bytes,
+            shared_bytes,
+            l1_bytes: stats.l1_bytes,
+            l2_bytes: stats.l2_bytes,
+            l2_capacity_bytes: self.l2_bytes,
+            index_bytes: stats.index_bytes,
+        }
+    }
+
+    /// Who does the disk work that may block.
+    #[must_use]
+    pub fn io_backend(&self) -> Backend {
+        self.io.as_ref().map_or(Backend::Auto, IoCore::backend)
+    }
+
+    /// Shards running.
+    #[must_use]
+    pub fn shards(&self) -> usize {
+        self.shards.len()
+    }
+
+    /// The configuration and placement that are in force.
+    #[must_use]
+    pub fn resolved(&self) -> &Resolved {
+        &self.resolved
+    }
+
+    /// What recovery did at start.
+    #[must_use]
+    pub fn recovery(&self) -> Recovery {
+        self.recovery
+    }
+
+    /// Where processes attach.
+    #[must_use]
+    pub fn socket(&self) -> &Path {
+        &self.resolved.config.socket
+    }
+
+    /// Stops in order: no new lanes, pending requests completed, everything synced, threads joined.
+    ///
+    /// # Errors
+    /// The first shard whose last records did not reach the device; the others are stopped too.
+    pub fn shutdown(mut self) -> Result<(), ShutdownError> {
+        if let Some(listener) = self.listener.take() {
+            listener.stop();
+        }
+        let answers: Vec<_> = (0..self.shards.len())
+            .map(|no| self.control.shutdown_shard(ShardNo(no as u16)))
+            .collect();
+        let mut outcome = Ok(());
+        let deadline = Instant::now() + SHUTDOWN_WAIT;
+        for (no, answer) in answers.into_iter().enumerate() {
+            let shard = ShardNo(no as u16);
+            let left = deadline.saturating_duration_since(Instant::now());
+            let ended = match answer.recv_timeout(left) {
+                Ok((_, true)) => Ok(()),
+                Ok((_, false)) => Err(ShutdownError::NotSynced { shard }),
+                Err(_) => Err(ShutdownError::Lost { shard }),
+            };
+            outcome = outcome.and(ended);
+        }
+        self.stop_threads();
+        if let Some(io) = self.io.take() {
+            io.shutdown();
+        }
+        outcome
+    }
+
+    fn stop_threads(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        for shard in self.shards.drain(..) {
+            shard.join();
+        }
+    }
+}
+
+impl Drop for Runtime {
+    /// Ends without a flush or sync, as a kill would; only threads and memory are given back.
+    fn drop(&mut self) {
+        if let Some(listener) = self.listener.take() {
+            listener.stop();
+        }
+        self.stop_threads();
+    }
+}
+
+/// Reads a shard's log back, on the I/O core, and opens its segments.
+fn recover_shard(
+    io: &IoCore,
+    no: ShardNo,
+    mut disk: ShardDisk,
+    directory: PathBuf,
+    config: &Config,
+    shards: usize,
+) -> Result<(Store<ShardDisk>, RecoverReport), RuntimeError> {
+    type Outcome = Result<(Tables, crate::segment::Recovered), RuntimeError>;
+    let (tables, recovered) = io.run_blocking(move || -> Outcome {
+        let mut files = Directory::new(directory);
+        let mut tables = Tables::default();
+        let mut refused = None;
+        let recovered = crate::segment::recover(&mut files, no, &mut |record| {
+            if refused.is_none() {
+                refused = tables.apply(record).err();
+            }
+        })
+        .map_err(|source| RuntimeError::Recover { shard: no, source })?;
+        if let Some(source) = refused {
+            return Err(RuntimeError::Tables { shard: no, source });
+        }
+        tables.finish(|at| {
+            let mut stored = vec![0; at.bytes as usize];
+            let read = files.read_at(at.segment, u64::from(at.offset), &mut stored);
+            read.is_ok_and(|bytes| bytes == stored.len())
+                .then_some(stored)
+        });
+        Ok((tables, recovered))
+    })?;
+    let report = recovered.report;
+    for (segment, bytes) in disk.existing()? {
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        disk.open_existing(segment, bytes)
+            .map_err(|source| RuntimeError::Os {
+                what: "opening a segment",
+                source: std::io::Error::other(source),
+            })?;
+    }
+    let log_config = LogConfig {
+        shard: no,
+        log_id: recovered.log_id.unwrap_or_else(fresh_log_id),
+        segment_bytes: config.segment_bytes,
+        buffer_bytes: LOG_BUFFER_BYTES,
+    };
+    let log = Log::new(log_config, recovered.start);
+    let l2_bytes = config.memory_max / L2_SHARE / shards as u64;
+    let l2 = L2::new(l2_bytes as usize).map_err(|source| RuntimeError::Os {
+        what: "reserving L2",
+        source,
+    })?;
+    let index_bytes_max = config.memory_max / INDEX_SHARE / shards as u64;
+    Ok((Store::new(tables, log, disk, l2, index_bytes_max), report))
+}
+
+/// A name for a new log: nothing depends on its quality but that two differ.
+fn fresh_log_id() -> LogId {
+    use std::hash::{BuildHasher, RandomState};
+    LogId(RandomState::new().hash_one(std::process::id()))
+}
+
+fn add_report(sum: &mut RecoverReport, one: &RecoverReport) {
+    sum.records += one.records;
+    sum.record_bytes += one.record_bytes;
+    sum.segments += one.segments;
+    sum.sealed += one.sealed;
+    sum.read_bytes += one.read_bytes;
+    sum.truncated_bytes += one.truncated_bytes;
+    sum.set_aside += one.set_aside;
+}
+
+/// Resident bytes of this process, and those of them that are shared memory.
+fn resident() -> (u64, u64) {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let field = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        let kib = line.and_then(|rest| rest.trim().strip_suffix(" kB")?.trim().parse().ok());
+        kib.unwrap_or(0_u64) << 10
+    };
+    (field("VmRSS:"), field("RssShmem:"))
+}
+
+/// Joins a thread; a panic in it was reported by its hook already.
+fn join(thread: JoinHandle<()>) {
+    let _ = thread.join();
+}

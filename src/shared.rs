@@ -127,7 +127,7 @@ impl SharedMemory {
     #[must_use]
     #[inline]
     pub fn word(&self, offset: usize) -> &AtomicU64 {
-        assert!(offset % 8 == 0 && offset <= self.bytes() - 8);
+        assert!(offset.is_multiple_of(8) && offset <= self.bytes() - 8);
         // SAFETY: in bounds and aligned by the assertion (a mapping starts on a page); atomics
         // may be written by anyone at any time; the mapping lives as long as `self`.
         unsafe { &*self.map.as_ptr().add(offset).cast::<AtomicU64>() }
@@ -137,7 +137,7 @@ impl SharedMemory {
     #[must_use]
     #[inline]
     pub fn half(&self, offset: usize) -> &AtomicU32 {
-        assert!(offset % 4 == 0 && offset <= self.bytes() - 4);
+        assert!(offset.is_multiple_of(4) && offset <= self.bytes() - 4);
         // SAFETY: as in `word`.
         unsafe { &*self.map.as_ptr().add(offset).cast::<AtomicU32>() }
     }

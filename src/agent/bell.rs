@@ -251,6 +251,13 @@ impl ClientBells {
         page.half(STATUS_SLEEPING).load(Ordering::Relaxed) != 0
     }
 
+    /// Bells rung, ever.
+    #[cfg(test)]
+    pub(super) fn rung(&self, shard: ShardNo) -> u64 {
+        let at = usize::from(shard.0) * SESSION_PAGE_BYTES + BELL_TAIL;
+        self.session.word(at).load(Ordering::Relaxed)
+    }
+
     /// Sets where the next bell goes, so that a test reaches the wrap of the tags.
     #[cfg(test)]
     pub(super) fn start_at(&self, position: u64) {

@@ -17,6 +17,7 @@ use crate::id::{LaneNo, ObjectId, ShardNo};
 use crate::shared::{Access, SharedMemory};
 
 mod hostile;
+mod races;
 mod timing;
 
 /// Only a wake that never comes takes so long.
@@ -556,6 +557,24 @@ fn a_sleeping_client_hears_that_its_lane_is_closed() {
     server.close(CloseReason::Malformed);
     let closed = waiter.join().unwrap().unwrap_err();
     assert!(matches!(closed, LaneError::Closed(CloseReason::Malformed)));
+}
+
+#[test]
+fn a_change_of_attention_tells_of_entries_that_are_there() {
+    let Both {
+        mut client,
+        mut server,
+        ..
+    } = both(small(), STARTS[2]);
+    for _ in 0..9 {
+        assert!(!server.set_attention(Attention::Bell));
+        client.submit(&Submission::new(Op::Sync, 0)).unwrap();
+        assert!(server.set_attention(Attention::Knock));
+        server.take().unwrap().unwrap();
+        assert!(!server.set_attention(Attention::Polled));
+        server.complete(&Completion::new(0, Status::Ok));
+        client.poll_completion().unwrap().unwrap();
+    }
 }
 
 #[test]

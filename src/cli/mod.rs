@@ -1,1 +1,93 @@
-//! The subcommands of the helios program.
+//! The subcommands of the `helios` program.
+//!
+//! Floor 5: arguments in, text and exit codes out. Exit codes: 0 good, 1 failed, 2 the
+//! configuration or the arguments are wrong.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use helios::config::{Config, ConfigError};
+use helios::runtime::RuntimeError;
+
+mod doctor;
+mod serve;
+
+#[derive(Parser)]
+#[command(
+    name = "helios",
+    version,
+    about = "A storage runtime for the state of many AI agents"
+)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run a runtime until it is told to stop (SIGINT or SIGTERM).
+    Serve(ConfigArgs),
+    /// Show the machine, the placement, and what is degraded, with its cure.
+    Doctor {
+        #[command(flatten)]
+        config: ConfigArgs,
+        /// One JSON object instead of text.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Where the configuration comes from.
+#[derive(clap::Args, Clone)]
+struct ConfigArgs {
+    /// The configuration file; without it, the defaults hold.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+impl ConfigArgs {
+    fn load(&self) -> anyhow::Result<Config> {
+        load(self.config.as_deref())
+    }
+}
+
+fn load(path: Option<&Path>) -> anyhow::Result<Config> {
+    Ok(path.map_or_else(|| Ok(Config::default()), Config::load)?)
+}
+
+pub(crate) fn main() -> ExitCode {
+    let args = Args::parse();
+    let level = match std::env::var("HELIOS_LOG").as_deref() {
+        Ok("debug") => tracing::Level::DEBUG,
+        Ok("warn") => tracing::Level::WARN,
+        Ok("error") => tracing::Level::ERROR,
+        _ => tracing::Level::INFO,
+    };
+    tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .init();
+    let outcome = match args.command {
+        Command::Serve(config) => serve::run(&config),
+        Command::Doctor { config, json } => {
+            config.load().and_then(|config| doctor::run(&config, json))
+        }
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("helios: {error:#}");
+        ExitCode::from(if is_config(&error) { 2 } else { 1 })
+    })
+}
+
+/// Whether the operator has to change the configuration.
+fn is_config(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause.is::<ConfigError>()
+            || matches!(
+                cause.downcast_ref::<RuntimeError>(),
+                Some(RuntimeError::Config(_))
+            )
+    })
+}

@@ -13,7 +13,7 @@
 //!
 //! Cost of a request: two ring pushes and pops, at most one system call to wake the core and one to
 //! wake the shard, and the file's own calls. Descriptors: two per segment being written (three on
-//! glommio), at most [`READ_FILES_MAX`] per shard and read line for cold reads.
+//! glommio), at most 32 per shard and read line for cold reads.
 
 mod disk;
 mod file;

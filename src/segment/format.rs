@@ -1,4 +1,4 @@
-//! The bytes of segment files: header, records, footer, and the list object of a large value.
+//! The bytes of segment files: header, records, footer.
 //!
 //! Floor 1. Pure functions of bytes: no file, no clock, no state. `FORMAT.md` beside this file is
 //! the same in words; a stranger can implement from it.
@@ -33,12 +33,9 @@ pub const PAYLOAD_BYTES_MAX: usize = PART_BYTES_MAX + (4 << 10);
 pub const HEAD_BYTES_MAX: usize = RECORD_HEADER_BYTES + OBJECT_ID_BYTES + KEY_BYTES_MAX;
 /// Largest record, padding included.
 pub const RECORD_BYTES_MAX: usize = align(HEAD_BYTES_MAX + PAYLOAD_BYTES_MAX);
-/// Parts of the largest value.
-pub const PARTS_MAX: usize = (VALUE_BYTES_MAX as usize).div_ceil(PART_BYTES_MAX);
 
 const SEGMENT_MAGIC: [u8; 8] = *b"HELIOSEG";
 const TRAILER_MAGIC: [u8; 8] = *b"HELIOFTR";
-const LIST_HEADER_BYTES: usize = 16;
 
 const KIND_AGENT: u8 = 1;
 const KIND_PUT: u8 = 2;
@@ -52,7 +49,6 @@ const FLAG_PUBLIC: u8 = 8;
 
 const _: () = {
     assert!(AGENT_NAME_BYTES_MAX <= KEY_BYTES_MAX && KEY_BYTES_MAX <= u16::MAX as usize);
-    assert!(LIST_HEADER_BYTES + PARTS_MAX * OBJECT_ID_BYTES <= PAYLOAD_BYTES_MAX);
     assert!(SEGMENT_HEADER_BYTES.is_multiple_of(RECORD_ALIGN));
 };
 
@@ -65,7 +61,7 @@ pub struct LogId(pub u64);
 pub enum ValueKind {
     /// The bytes themselves.
     Blob,
-    /// A [`ListPayload`]: the ids of the parts.
+    /// A [`super::ListPayload`]: the ids of the parts.
     List,
 }
 
@@ -184,8 +180,9 @@ pub enum Record<'a> {
         kind: ValueKind,
         /// Its name.
         id: ObjectId,
-        /// At most [`PAYLOAD_BYTES_MAX`] bytes.
-        payload: &'a [u8],
+        /// At most [`PAYLOAD_BYTES_MAX`] bytes; `None` where an earlier record of this log holds
+        /// them: the upload needs them too, whatever becomes of their other owners.
+        payload: Option<&'a [u8]>,
     },
 }
 
@@ -226,8 +223,7 @@ impl<'a> Record<'a> {
     #[must_use]
     pub fn payload(&self) -> Option<&'a [u8]> {
         match *self {
-            Self::Put { payload, .. } => payload,
-            Self::Object { payload, .. } => Some(payload),
+            Self::Put { payload, .. } | Self::Object { payload, .. } => payload,
             Self::Agent { .. } | Self::Delete { .. } => None,
         }
     }
@@ -334,7 +330,7 @@ pub fn encode(
             0,
             &b""[..],
             Some(id),
-            payload.len() as u64,
+            payload.map_or(0, <[u8]>::len) as u64,
             list_flag(kind),
         ),
     };
@@ -491,7 +487,7 @@ fn head_of<'a>(header: &[u8], id: Option<ObjectId>, key: &'a [u8]) -> Option<Hea
         }
         (KIND_DELETE, None) if allowed(0) => Some(Head::Delete { agent, key }),
         (KIND_OBJECT, Some(id)) if allowed(FLAG_ID | FLAG_PAYLOAD | FLAG_LIST) => {
-            (has_payload && key.is_empty()).then_some(Head::Object {
+            key.is_empty().then_some(Head::Object {
                 kind: value_kind,
                 id,
             })
@@ -504,11 +500,11 @@ fn u16_at(bytes: &[u8], at: usize) -> u16 {
     u16::from_le_bytes([bytes[at], bytes[at + 1]])
 }
 
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
+pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes(bytes[at..at + 4].try_into().expect("4 bytes"))
 }
 
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
+pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(bytes[at..at + 8].try_into().expect("8 bytes"))
 }
 
@@ -747,107 +743,5 @@ impl Footer {
         self.heads
             .extend_from_slice(&trailer.encode(header_checksum));
         self.heads
-    }
-}
-
-/// The payload of a list object: the parts of a value larger than [`PART_BYTES_MAX`].
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct ListPayload<'a> {
-    total: u64,
-    part_bytes: u32,
-    ids: &'a [[u8; OBJECT_ID_BYTES]],
-}
-
-/// Bytes that are no list.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("the bytes are no list of parts: lengths and count disagree")]
-pub struct BadList;
-
-impl<'a> ListPayload<'a> {
-    /// Appends the list of `parts`, each but the last of `part_bytes`, `total` together.
-    ///
-    /// # Errors
-    /// [`BadList`] if the numbers disagree or are out of bounds.
-    pub fn encode(
-        total: u64,
-        part_bytes: u32,
-        parts: &[ObjectId],
-        out: &mut Vec<u8>,
-    ) -> Result<(), BadList> {
-        Self::check(total, part_bytes, parts.len())?;
-        out.extend_from_slice(&total.to_le_bytes());
-        out.extend_from_slice(&part_bytes.to_le_bytes());
-        out.extend_from_slice(&(parts.len() as u32).to_le_bytes());
-        parts
-            .iter()
-            .for_each(|id| out.extend_from_slice(id.as_bytes()));
-        Ok(())
-    }
-
-    /// Reads the payload of a list object.
-    ///
-    /// # Errors
-    /// [`BadList`].
-    pub fn decode(payload: &'a [u8]) -> Result<Self, BadList> {
-        let (header, rest) = payload.split_at_checked(LIST_HEADER_BYTES).ok_or(BadList)?;
-        let (ids, tail) = rest.as_chunks();
-        let (total, part_bytes) = (u64_at(header, 0), u32_at(header, 8));
-        Self::check(total, part_bytes, ids.len())?;
-        if !tail.is_empty() || u32_at(header, 12) as usize != ids.len() {
-            return Err(BadList);
-        }
-        Ok(Self {
-            total,
-            part_bytes,
-            ids,
-        })
-    }
-
-    fn check(total: u64, part_bytes: u32, count: usize) -> Result<(), BadList> {
-        let good = (1..=PART_BYTES_MAX as u32).contains(&part_bytes)
-            && total <= VALUE_BYTES_MAX
-            && count <= PARTS_MAX
-            && total.div_ceil(u64::from(part_bytes)) == count as u64;
-        if good { Ok(()) } else { Err(BadList) }
-    }
-
-    /// Length of the value.
-    #[must_use]
-    pub fn total(&self) -> u64 {
-        self.total
-    }
-
-    /// Length of every part but the last.
-    #[must_use]
-    pub fn part_bytes(&self) -> u32 {
-        self.part_bytes
-    }
-
-    /// Parts.
-    #[must_use]
-    pub fn count(&self) -> usize {
-        self.ids.len()
-    }
-
-    /// The id of a part, from 0.
-    #[must_use]
-    pub fn part(&self, index: usize) -> Option<ObjectId> {
-        self.ids
-            .get(index)
-            .map(|bytes| ObjectId::from_bytes(*bytes))
-    }
-
-    /// The ids in order.
-    pub fn parts(&self) -> impl ExactSizeIterator<Item = ObjectId> + 'a {
-        self.ids.iter().map(|bytes| ObjectId::from_bytes(*bytes))
-    }
-
-    /// Length of a part, from 0; 0 past the end.
-    #[must_use]
-    pub fn part_len(&self, index: usize) -> u32 {
-        let before = (index as u64).saturating_mul(u64::from(self.part_bytes));
-        self.total
-            .saturating_sub(before)
-            .min(u64::from(self.part_bytes)) as u32
     }
 }

@@ -96,6 +96,11 @@ impl ObjectIndex {
         self.objects[no.0 as usize].cached = entry;
     }
 
+    /// The bytes lie elsewhere now; where they lay before.
+    pub fn relocate(&mut self, no: ObjectNo, at: Location) -> Location {
+        std::mem::replace(&mut self.objects[no.0 as usize].at, at)
+    }
+
     /// One more needs it.
     pub fn acquire(&mut self, no: ObjectNo) {
         self.objects[no.0 as usize].references += 1;

@@ -806,6 +806,12 @@ impl Log {
             + self.segments.capacity() * size_of::<SegmentState>()
     }
 
+    /// Whether the next segment could not be made: [`Log::retry_create`] is due now and then.
+    #[must_use]
+    pub fn spare_failed(&self) -> bool {
+        matches!(self.spare, Spare::Failed(_))
+    }
+
     /// The failed sync that made the log read-only.
     #[must_use]
     pub fn read_only(&self) -> Option<&DiskError> {

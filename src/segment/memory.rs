@@ -138,29 +138,35 @@ struct QueuedReply(IoReply);
 impl Clone for QueuedRequest {
     fn clone(&self) -> Self {
         Self(match &self.0 {
-            &IoRequest::Create { segment, bytes } => IoRequest::Create { segment, bytes },
-            &IoRequest::Sync { segment, upto } => IoRequest::Sync { segment, upto },
-            &IoRequest::Read {
+            IoRequest::Create { segment, bytes } => IoRequest::Create {
+                segment: *segment,
+                bytes: *bytes,
+            },
+            IoRequest::Sync { segment, upto } => IoRequest::Sync {
+                segment: *segment,
+                upto: *upto,
+            },
+            IoRequest::Read {
                 ticket,
                 segment,
                 offset,
-                ref buffer,
+                buffer,
             } => IoRequest::Read {
-                ticket,
-                segment,
-                offset,
+                ticket: *ticket,
+                segment: *segment,
+                offset: *offset,
                 buffer: buffer.clone(),
             },
-            &IoRequest::Seal {
+            IoRequest::Seal {
                 segment,
                 data_end,
-                ref footer,
+                footer,
                 upto,
             } => IoRequest::Seal {
-                segment,
-                data_end,
+                segment: *segment,
+                data_end: *data_end,
                 footer: footer.clone(),
-                upto,
+                upto: *upto,
             },
         })
     }

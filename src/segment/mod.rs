@@ -5,7 +5,7 @@
 //!
 //! | operation | bytes copied | cache lines | system calls |
 //! |---|---|---|---|
-//! | append | the record, once, into the buffer; its head (40 B + id + key) once more, into the footer | record / 64 + head / 64, written in sequence; 2 of the log's own | none, no allocation |
+//! | append | the record, once, into the buffer; its head (40 B + id + key) once more, into the footer | record / 64 + head / 64, written in sequence; 2 of the log's own | none; no allocation, unless the footer outgrows that of the last segment |
 //! | flush | what is buffered, by the kernel | none of its own | 1 pwrite; at a roll 2, and one allocation for the next footer |
 //! | read | none | the log's own 2, then the payload | none, or what residency costs the [`Disk`] |
 //! | drive, nothing due | none | 2 | none |
@@ -22,6 +22,7 @@ pub mod disk;
 pub mod files;
 pub mod format;
 pub mod index;
+pub mod list;
 pub mod log;
 pub mod recover;
 
@@ -32,7 +33,8 @@ mod tests;
 
 pub use disk::{Disk, DiskError, IoReply, IoRequest, Location, Sequence};
 pub use files::{Directory, FilesError, SegmentFile, SegmentFiles};
-pub use format::{Head, ListPayload, LogId, Record, ValueKind};
+pub use format::{HEAD_BYTES_MAX, Head, LogId, PART_BYTES_MAX, Record, ValueKind};
+pub use list::{BadList, ListPayload};
 pub use log::{
     Appended, Log, LogConfig, LogError, LogEvent, LogStart, LogTotals, NotReady, Read, SegmentState,
 };

@@ -1,1 +1,619 @@
-//! The actor that owns a set of agents.
+//! The shard: the actor that owns a set of agents, alone.
+//!
+//! Floor 2: the only room that sees agents' rings, caches, state and segments together. It is a
+//! state machine: [`Shard::step`] is one turn over whatever has arrived, told the time from
+//! outside. It has no clock, thread or randomness of its own, and its disk is behind
+//! [`crate::segment::Disk`]; the product turns it from a pinned thread, tests turn it by hand.
+//!
+//! The path of a read, from ring to reply:
+//! [`Shard::step`] → `serve` takes a submission from a lane → `execute` → `read::get` looks the key
+//! up and asks [`store::Store::piece`] for the bytes: L2, then L3 if its pages are in memory, else
+//! a cold read through the I/O core → `finish` posts the completion → `fill` puts the value into
+//! the agent's L1 window.
+//!
+//! The path of a write: `execute` → `write::put` → [`store::Store::put`] appends a record and
+//! changes the tables → the end of the turn flushes once for all writes of the turn → completions
+//! are posted, or wait in [`pending::Pending::power`] for the group commit.
+//!
+//! Cost of a turn that serves one read from L2: 2 cache lines from the agent (entry, key), 1 to it
+//! (completion) and the value's; no system call, no allocation. A write adds one system call.
+//!
+//! Invariants
+//! - each submission gets exactly one completion, or its lane is closed.
+//! - while writes of the turn are not flushed, no completion is posted that could depend on them.
+//! - a completion is posted only after the window's old value was dropped.
+
+mod control;
+mod lanes;
+mod peer;
+mod pending;
+mod read;
+pub mod store;
+pub mod tables;
+mod write;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use crossbeam_queue::ArrayQueue;
+
+pub use control::{AttachError, AttachRequest, Attached, Command, Event};
+pub use peer::{PeerMessage, owner};
+pub use tables::{Tables, TablesError};
+
+use crate::agent::entry::{Completion, Extent, Op, Status, Submission, Tier};
+use crate::config::Durability;
+use crate::id::{AgentNo, ShardNo};
+use crate::mesh::Port;
+use crate::metrics::{ShardCounters, thread_allocations};
+use crate::segment::index::{NOT_CACHED, ObjectNo};
+use crate::segment::{Disk, IoReply, Sequence};
+use lanes::{Lane, LaneRef, Lanes};
+use pending::{Pending, PowerWait};
+use store::{Flushed, Store};
+
+/// Submissions taken from one lane before the next lane has its turn.
+const ENTRIES_PER_SERVICE: usize = 16;
+/// Commands taken in one turn.
+const COMMANDS_PER_TURN: usize = 8;
+/// Messages of other shards taken in one turn.
+const MESSAGES_PER_TURN: usize = 32;
+/// Values put into windows in one turn; more are left to the next use.
+const FILLS_PER_TURN: usize = 64;
+/// Unsynced bytes that start a sync nobody asked for.
+const DIRTY_BYTES_MAX: u64 = 8 << 20;
+/// Age of unsynced bytes that starts a sync nobody asked for, in nanoseconds.
+const DIRTY_NS_MAX: u64 = 1_000_000_000;
+/// How often room for the next segment is asked for while the disk is full, in nanoseconds.
+const SPACE_RETRY_NS: u64 = 100_000_000;
+/// Turns between two measurements of the indexes' memory.
+const MEASURE_TURNS: u64 = 1 << 16;
+
+/// What a shard needs to know of the configuration.
+#[derive(Debug, Clone)]
+pub struct ShardOptions {
+    /// Which shard this is.
+    pub no: ShardNo,
+    /// What a write gets that names no durability.
+    pub durability: Durability,
+    /// How long a power-safe write may wait for company, in nanoseconds.
+    pub group_commit_ns: u64,
+}
+
+/// Whether an operation is over.
+enum Step {
+    /// Completed, or waiting among the pending.
+    Done,
+    /// Can't be applied before a later turn; the lane waits.
+    Stall,
+}
+
+/// A completion that waits for the flush at the end of the turn.
+struct Staged {
+    lane: LaneRef,
+    completion: Completion,
+    /// A write that asked for the device.
+    power: bool,
+}
+
+/// A value to be put into its agent's window.
+struct Fill {
+    agent: AgentNo,
+    key: (u32, u32),
+    object: ObjectNo,
+}
+
+/// Buffers for one operation, kept from one to the next.
+#[derive(Default)]
+struct Scratch {
+    key: Vec<u8>,
+    value: Vec<u8>,
+}
+
+impl Scratch {
+    /// Copies an entry's key out of the arena that its agent may still be writing.
+    fn copy_key(&mut self, lane: &Lane, entry: &Submission) {
+        self.key.resize(entry.key.len as usize, 0);
+        lane.ring.copy_in(entry.key, &mut self.key);
+    }
+
+    /// Copies a value, or the like, out of the arena.
+    fn copy_value(&mut self, lane: &Lane, extent: Extent) {
+        self.value.resize(extent.len as usize, 0);
+        lane.ring.copy_in(extent, &mut self.value);
+    }
+}
+
+/// A set of agents and everything they own.
+pub struct Shard<D> {
+    options: ShardOptions,
+    store: Store<D>,
+    lanes: Lanes,
+    pending: Pending,
+    port: Port<PeerMessage>,
+    commands: Arc<ArrayQueue<Command>>,
+    deferred: Option<Command>,
+    counters: Arc<[ShardCounters]>,
+    events: Vec<Event>,
+    ready: Vec<LaneRef>,
+    again: Vec<LaneRef>,
+    touched: Vec<LaneRef>,
+    staged: Vec<Staged>,
+    replies: Vec<control::Reply>,
+    must_flush: bool,
+    fills: Vec<Fill>,
+    fill_keys: Vec<u8>,
+    scratch: Scratch,
+    unsent: VecDeque<(ShardNo, PeerMessage)>,
+    staged_peers: Vec<(ShardNo, PeerMessage)>,
+    uploads: usize,
+    last_tier: Tier,
+    now: u64,
+    next_retry: u64,
+    turns: u64,
+    dirty_since: Option<u64>,
+    power_since: Option<u64>,
+    draining: Option<control::Drain>,
+}
+
+impl<D: Disk> Shard<D> {
+    /// A shard over what recovery found. `counters` holds those of all shards; this one writes its
+    /// own only.
+    pub fn new(
+        options: ShardOptions,
+        store: Store<D>,
+        port: Port<PeerMessage>,
+        commands: Arc<ArrayQueue<Command>>,
+        counters: Arc<[ShardCounters]>,
+    ) -> Self {
+        let mut shard = Self {
+            options,
+            store,
+            lanes: Lanes::default(),
+            pending: Pending::default(),
+            port,
+            commands,
+            deferred: None,
+            counters,
+            events: Vec::new(),
+            ready: Vec::with_capacity(256),
+            again: Vec::with_capacity(256),
+            touched: Vec::with_capacity(256),
+            staged: Vec::with_capacity(1024),
+            replies: Vec::new(),
+            must_flush: false,
+            fills: Vec::with_capacity(FILLS_PER_TURN),
+            fill_keys: Vec::with_capacity(FILLS_PER_TURN * 64),
+            scratch: Scratch::default(),
+            unsent: VecDeque::new(),
+            staged_peers: Vec::new(),
+            uploads: 0,
+            last_tier: Tier::None,
+            now: 0,
+            next_retry: 0,
+            turns: 0,
+            dirty_since: None,
+            power_since: None,
+            draining: None,
+        };
+        shard.store.log.drive(&mut shard.store.disk);
+        shard.publish_gauges();
+        shard
+    }
+
+    /// One turn: takes in what has arrived, serves lanes, flushes once, posts completions. `now`
+    /// counts nanoseconds from any point and never runs backwards. Whether there was work.
+    pub fn step(&mut self, now: u64) -> bool {
+        self.now = now;
+        let mut worked = self.take_replies();
+        worked |= self.take_commands();
+        worked |= self.take_messages();
+        let mut ready = std::mem::take(&mut self.ready);
+        ready.append(&mut self.again);
+        self.lanes.gather(&mut ready);
+        self.lanes.retire(&mut ready);
+        for lane in ready.drain(..) {
+            worked |= self.serve(lane);
+        }
+        self.ready = ready;
+        self.end_turn();
+        if worked {
+            self.turns += 1;
+            self.counters().turns.add(1);
+            if self.turns.is_multiple_of(MEASURE_TURNS) {
+                self.publish_gauges();
+            }
+        }
+        worked
+    }
+
+    /// Whether a step would find work: asked after the sleeping flag went up, before sleeping.
+    pub fn has_work(&self) -> bool {
+        !self.again.is_empty()
+            || !self.commands.is_empty()
+            || self.deferred.is_some()
+            || !self.port.is_empty()
+            || self.lanes.is_rung()
+    }
+
+    /// Prepares for sleep: lanes have to ring from now on, volatile writes are written out, gauges
+    /// are brought up to date. After it the sleeping flag goes up, then [`Shard::has_work`] is
+    /// asked.
+    pub fn before_sleep(&mut self) {
+        self.lanes.retire_all(&mut self.again);
+        if self.store.is_dirty() {
+            self.must_flush = true;
+            self.end_turn();
+        }
+        self.publish_gauges();
+        self.counters().sleeps.add(1);
+    }
+
+    /// When `step` has to be called again even if nothing arrives, in the time of `now`.
+    pub fn deadline(&self) -> Option<u64> {
+        let group = self
+            .power_since
+            .map(|since| since + self.options.group_commit_ns);
+        let dirty = self.dirty_since.map(|since| since + DIRTY_NS_MAX);
+        let space = self.store.log.spare_failed().then_some(self.next_retry);
+        [group, dirty, space].into_iter().flatten().min()
+    }
+
+    /// What the control plane has to hear of, since the last call.
+    pub fn take_events(&mut self) -> Vec<Event> {
+        std::mem::take(&mut self.events)
+    }
+
+    /// Shards that were sent messages since the last call, one at a time.
+    pub fn take_notified(&mut self) -> Option<ShardNo> {
+        self.port.take_notified()
+    }
+
+    /// Whether a [`Command::Shutdown`] has been carried out.
+    pub fn is_stopped(&self) -> bool {
+        self.draining.as_ref().is_some_and(|drain| drain.done)
+    }
+
+    fn counters(&self) -> &ShardCounters {
+        &self.counters[usize::from(self.options.no.0)]
+    }
+
+    /// Serves what a lane has submitted, up to its share of the turn.
+    fn serve(&mut self, at: LaneRef) -> bool {
+        for served in 0..ENTRIES_PER_SERVICE {
+            let Some(lane) = self.lanes.get_mut(at) else {
+                return true;
+            };
+            let submission = match lane.stalled.take() {
+                Some(stalled) => stalled,
+                None => match lane.ring.take() {
+                    Ok(Some(submission)) => submission,
+                    Ok(None) => {
+                        if served > 0 {
+                            self.lanes.served(at);
+                        }
+                        return served > 0;
+                    }
+                    Err(malformed) => {
+                        let session = lane.session;
+                        self.end_session(session, malformed);
+                        return true;
+                    }
+                },
+            };
+            let before = thread_allocations();
+            let mut scratch = std::mem::take(&mut self.scratch);
+            let step = self.execute(at, &submission, &mut scratch);
+            self.scratch = scratch;
+            self.count_allocations(submission.op, thread_allocations() - before);
+            if let Step::Stall = step {
+                if let Some(lane) = self.lanes.get_mut(at) {
+                    lane.stalled = Some(submission);
+                }
+                // What fills the append buffer is written out at the end of the turn.
+                self.must_flush |= self.store.is_dirty();
+                self.again.push(at);
+                return served > 0;
+            }
+        }
+        self.lanes.served(at);
+        self.again.push(at);
+        true
+    }
+
+    fn execute(&mut self, at: LaneRef, entry: &Submission, scratch: &mut Scratch) -> Step {
+        match entry.op {
+            Op::Get => self.get(at, entry, scratch),
+            Op::GetFrom => self.get_from(at, entry, scratch),
+            Op::Exists => self.exists(at, entry, scratch),
+            Op::MultiGet => self.multi_get(at, entry, scratch),
+            Op::Scan => self.scan(at, entry, scratch),
+            Op::Put => self.put(at, entry, scratch),
+            Op::PutPart => self.put_part(at, entry, scratch),
+            Op::MultiPut => self.multi_put(at, entry, scratch),
+            Op::Delete => self.delete(at, entry, scratch),
+            Op::Sync => self.sync(at, entry),
+            Op::Stats => self.stats(at, entry),
+        }
+    }
+
+    /// Completes an operation: at once, or at the end of the turn where it may depend on writes
+    /// that are not flushed yet.
+    fn finish(&mut self, at: LaneRef, completion: Completion) {
+        if self.must_flush {
+            self.staged.push(Staged {
+                lane: at,
+                completion,
+                power: false,
+            });
+        } else {
+            self.post(at, &completion);
+        }
+    }
+
+    fn post(&mut self, at: LaneRef, completion: &Completion) {
+        let counters = &self.counters[usize::from(self.options.no.0)];
+        counters.operations.add(1);
+        if completion.status == Status::Busy {
+            counters.busy_replies.add(1);
+        }
+        if let Some(lane) = self.lanes.get_mut(at) {
+            lane.ring.complete(completion);
+            if !lane.touched {
+                lane.touched = true;
+                self.touched.push(at);
+            }
+        }
+    }
+
+    /// Flushes once for the whole turn, then lets everybody know.
+    fn end_turn(&mut self) {
+        if self.must_flush {
+            self.flush();
+        }
+        self.drive_log();
+        self.wake_touched();
+        self.fill_windows();
+        if self.draining.is_some() {
+            self.drain();
+        }
+    }
+
+    fn flush(&mut self) {
+        self.must_flush = false;
+        let flushed = self.store.flush();
+        self.counters().flushes.add(1);
+        let mut staged = std::mem::take(&mut self.staged);
+        match flushed {
+            Flushed::Done => {
+                for Staged {
+                    lane,
+                    completion,
+                    power,
+                } in staged.drain(..)
+                {
+                    if power {
+                        let sequence = Sequence(completion.value_bytes);
+                        self.await_power(PowerWait {
+                            sequence,
+                            lane,
+                            completion,
+                        });
+                    } else {
+                        self.post(lane, &completion);
+                    }
+                }
+                for (_, lane) in self.lanes.iter_mut() {
+                    if let Some(upload) = &mut lane.upload {
+                        upload.unflushed = false;
+                    }
+                }
+                self.release_peers(true);
+                self.answer_commands(true);
+            }
+            Flushed::Undone(error) => {
+                tracing::error!(shard = self.options.no.0, %error, "a flush failed");
+                let (status, detail) = write::flush_status(&error);
+                for Staged {
+                    lane, completion, ..
+                } in staged.drain(..)
+                {
+                    let mut failed = Completion::new(completion.user_data, status);
+                    failed.detail = detail;
+                    self.post(lane, &failed);
+                }
+                self.fills.clear();
+                self.drop_unflushed_uploads();
+                self.release_peers(false);
+                self.answer_commands(false);
+            }
+        }
+        self.staged = staged;
+    }
+
+    /// Keeps a completion until the device has its record.
+    fn await_power(&mut self, wait: PowerWait) {
+        if wait.sequence <= self.store.log.synced() {
+            return self.complete_power(wait, true);
+        }
+        self.power_since.get_or_insert(self.now);
+        self.pending.power.push_back(wait);
+    }
+
+    fn complete_power(&mut self, wait: PowerWait, good: bool) {
+        let mut completion = wait.completion;
+        if good {
+            completion.durability = Some(Durability::Power);
+        } else {
+            completion = Completion::new(completion.user_data, Status::IoFailed);
+        }
+        self.post(wait.lane, &completion);
+    }
+
+    /// Starts syncs that are due, and spares the log what it has to ask the I/O core for.
+    fn drive_log(&mut self) {
+        let log = &mut self.store.log;
+        if let Some(since) = self.power_since
+            && self.now >= since + self.options.group_commit_ns
+        {
+            log.sync_wanted(log.flushed());
+            self.power_since = None;
+        }
+        if log.dirty_bytes() == 0 {
+            self.dirty_since = None;
+        } else {
+            let since = *self.dirty_since.get_or_insert(self.now);
+            if log.dirty_bytes() >= DIRTY_BYTES_MAX || self.now >= since + DIRTY_NS_MAX {
+                log.sync_wanted(log.flushed());
+                self.dirty_since = Some(self.now);
+            }
+        }
+        if log.spare_failed() && self.now >= self.next_retry {
+            log.retry_create(&mut self.store.disk);
+            self.next_retry = self.now + SPACE_RETRY_NS;
+        }
+        log.drive(&mut self.store.disk);
+    }
+
+    /// Takes answers of the I/O core.
+    fn take_replies(&mut self) -> bool {
+        let mut worked = false;
+        while let Some(reply) = self.store.disk.poll() {
+            worked = true;
+            if let IoReply::Read {
+                ticket,
+                buffer,
+                result,
+            } = reply
+            {
+                self.cold_piece(ticket, buffer, result);
+                continue;
+            }
+            self.store.on_reply(reply);
+            self.settle_power();
+        }
+        worked
+    }
+
+    /// Completes what the device now has, or will never have.
+    fn settle_power(&mut self) {
+        let synced = self.store.log.synced();
+        let lost = self.store.log.read_only().is_some();
+        if synced > Sequence(self.counters().synced_sequence.get()) {
+            self.counters().synced_sequence.set(synced.0);
+            self.counters().syncs.add(1);
+        }
+        while let Some(wait) = self.pending.power.front() {
+            let good = wait.sequence <= synced;
+            if !good && !lost {
+                break;
+            }
+            let wait = self.pending.power.pop_front().expect("just seen");
+            self.complete_power(wait, good);
+        }
+    }
+
+    /// Wakes agents that sleep until their completions are there.
+    fn wake_touched(&mut self) {
+        let mut touched = std::mem::take(&mut self.touched);
+        for at in touched.drain(..) {
+            if let Some(lane) = self.lanes.get_mut(at) {
+                lane.touched = false;
+                lane.wake();
+            }
+        }
+        self.touched = touched;
+    }
+
+    /// Notes that a value was read or written, and may enter its agent's window.
+    fn want_fill(&mut self, agent: AgentNo, key: &[u8], object: ObjectNo) {
+        if self.fills.len() < FILLS_PER_TURN {
+            let from = self.fill_keys.len() as u32;
+            self.fill_keys.extend_from_slice(key);
+            let key = (from, self.fill_keys.len() as u32);
+            self.fills.push(Fill { agent, key, object });
+        }
+    }
+
+    /// Puts values that were used in this turn into their agents' windows.
+    fn fill_windows(&mut self) {
+        let mut fills = std::mem::take(&mut self.fills);
+        let mut value = std::mem::take(&mut self.scratch.value);
+        for Fill {
+            agent,
+            key: (from, to),
+            object,
+        } in fills.drain(..)
+        {
+            let tables = &mut self.store.tables;
+            let bytes = tables.objects.get(object).at.bytes as usize;
+            let Some(window) = &tables.agent(agent).window else {
+                continue;
+            };
+            if bytes > window.value_bytes_max() {
+                continue;
+            }
+            let key = &self.fill_keys[from as usize..to as usize];
+            // Overwritten later in the turn: that write fills for itself.
+            if self
+                .store
+                .value(agent, key)
+                .is_none_or(|now| now.object != object.0)
+            {
+                continue;
+            }
+            if self.store.tables.objects.get(object).cached == NOT_CACHED {
+                continue;
+            }
+            value.clear();
+            self.store
+                .piece(object, 0, bytes, |chunk| value.extend_from_slice(chunk));
+            if let Some(window) = &mut self.store.tables.agent_mut(agent).window {
+                window.insert(key, &value);
+            }
+        }
+        self.fills = fills;
+        self.fill_keys.clear();
+        self.scratch.value = value;
+    }
+
+    fn count_allocations(&self, op: Op, allocations: u64) {
+        if allocations == 0 {
+            return;
+        }
+        let counters = self.counters();
+        match op {
+            Op::Put | Op::PutPart | Op::MultiPut | Op::Delete => {
+                counters.allocations_write.add(allocations);
+            }
+            _ if self.last_tier == Tier::L2 => counters.allocations_hit.add(allocations),
+            _ => counters.allocations_miss.add(allocations),
+        }
+    }
+
+    fn publish_gauges(&mut self) {
+        let index_bytes = self.store.measure();
+        let window_bytes: usize = self
+            .store
+            .tables
+            .agents
+            .iter()
+            .filter_map(|agent| agent.window.as_ref())
+            .filter(|window| !window.is_empty())
+            .map(|window| window.bytes())
+            .sum();
+        let store = &self.store;
+        let counters = &self.counters[usize::from(self.options.no.0)];
+        counters.agents.set(store.tables.agents.len() as u64);
+        counters.lanes.set(self.lanes.len() as u64);
+        counters.keys.set(store.tables.keys);
+        counters.objects.set(store.tables.objects.len() as u64);
+        counters.live_bytes.set(store.tables.live_bytes);
+        counters.garbage_bytes.set(store.tables.garbage_bytes);
+        counters.l2_bytes.set(store.l2.bytes_used() as u64);
+        counters.l1_bytes.set(window_bytes as u64);
+        counters.index_bytes.set(index_bytes);
+        counters.sequence.set(store.log.last().0);
+        counters.synced_sequence.set(store.log.synced().0);
+    }
+}

@@ -6,11 +6,11 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::id::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
-use crate::segment::Sequence;
 use crate::segment::format::{
-    BadHeader, BadList, Footer, Invalid, ListPayload, PARTS_MAX, RECORD_BYTES_MAX, SegmentHeader,
-    Trailer, decode, encode,
+    BadHeader, Footer, Invalid, RECORD_BYTES_MAX, SegmentHeader, Trailer, decode, encode,
 };
+use crate::segment::list::PARTS_MAX;
+use crate::segment::{BadList, ListPayload, Sequence};
 
 const HEADER: SegmentHeader = SegmentHeader {
     shard: SHARD,
@@ -90,7 +90,7 @@ fn limits_are_the_formats() {
     let object = |length: usize| Record::Object {
         kind: ValueKind::Blob,
         id: ObjectId::of_blob(b""),
-        payload: &payload[..length],
+        payload: Some(&payload[..length]),
     };
     assert!(object(payload.len() - 1).within_limits());
     assert!(!object(payload.len()).within_limits());

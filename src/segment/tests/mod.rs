@@ -69,7 +69,7 @@ impl Owned {
             Self::Object(kind, id, payload) => Record::Object {
                 kind: *kind,
                 id: *id,
-                payload,
+                payload: Some(payload),
             },
         }
     }
@@ -102,7 +102,7 @@ impl Owned {
         let bound = [1, 300, 5000, PART_BYTES_MAX + 1][random.below(4)];
         let key = bytes(random, 40);
         match random.below(8) {
-            0 => Self::Agent(agent, agent % 2 == 0, key),
+            0 => Self::Agent(agent, agent < 5, key),
             1 => Self::Delete(agent, key),
             2 => {
                 let kind = [ValueKind::Blob, ValueKind::List][random.below(2)];

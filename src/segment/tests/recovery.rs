@@ -3,7 +3,7 @@
 //! Floor 1, tests only.
 
 use super::*;
-use crate::segment::format::{FORMAT_VERSION, Footer, SEGMENT_HEADER_BYTES, SegmentHeader, encode};
+use crate::segment::format::{FORMAT_VERSION, SEGMENT_HEADER_BYTES, SegmentHeader, encode};
 use crate::segment::{Directory, FilesError, Sequence};
 
 /// A log of a few records in segment 1, and a spare; sealed or not.
@@ -167,6 +167,40 @@ fn a_crash_at_any_call_of_recovery_changes_nothing() {
         }
         assert!(call > 20, "{call} calls");
     }
+}
+
+/// A footer promises that the records before it are on the device: also one that recovery wrote.
+#[test]
+fn a_power_cut_while_recovery_seals_never_leaves_a_footer_without_its_records() {
+    let mut rig = Rig::new();
+    let records: Vec<_> = (0..3)
+        .map(|n| Owned::put(n, b"key", &[n as u8; 700]))
+        .collect();
+    rig.write(&records);
+    rig.disk.kill();
+    // A full segment: the footer makes the file longer, so that it ends it before the cut does.
+    let data_end = rig.log.segments()[0].data_end;
+    rig.disk.bytes_mut(SegmentNo(1)).truncate(data_end as usize);
+    let mut random = Random(11);
+    let (mut call, mut lost) = (0, 0);
+    loop {
+        let mut done = false;
+        for _ in 0..400 {
+            let mut disk = rig.disk.clone();
+            disk.faults.files_call = Some(call);
+            done = recover(&mut disk, SHARD, &mut |_| {}).is_ok();
+            disk.power_cut(&mut random);
+            let (_, seen) = read_back(&mut disk).unwrap();
+            assert_eq!(seen, records[..seen.len()], "call {call}");
+            assert!(!done || seen == records, "recovery was over");
+            lost += usize::from(seen.len() < records.len());
+        }
+        if done {
+            break;
+        }
+        call += 1;
+    }
+    assert!(lost > 0);
 }
 
 /// Recovers, expects an error, and that nothing was changed.
@@ -348,7 +382,18 @@ fn speed_of_recovery() {
             total += bytes.len() - SEGMENT_HEADER_BYTES;
             std::fs::write(directory.path(header.segment), bytes).unwrap();
         }
-        for round in ["scan, not cached", "footers"] {
+        let start = std::time::Instant::now();
+        let mut rounds = 0;
+        while rounds * value_bytes < total {
+            assert!(ValueKind::Blob.id_of(std::hint::black_box(&value)) == id);
+            rounds += 1;
+        }
+        let seconds = start.elapsed().as_secs_f64();
+        println!(
+            "{value_bytes} B, bare hash: {:.2} GB/s",
+            total as f64 / seconds / 1e9
+        );
+        for round in ["scan", "footers"] {
             let mut records = 0u64;
             let mut keys = 0;
             if round != "footers" {
@@ -380,7 +425,6 @@ fn speed_of_recovery() {
             }
         }
     }
-    assert_eq!(Footer::default().count(), 0);
 }
 
 /// Reads of a directory; changes nothing.

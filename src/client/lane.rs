@@ -1,0 +1,782 @@
+//! A lane: one agent's requests from one thread, blocking or pipelined.
+//!
+//! The blocking calls are the pipelined ones with a wait behind them. Each request owns blocks of
+//! the two arenas until its reply was taken; a lane used one request at a time always touches the
+//! same first pages.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::agent::arena::Block;
+use crate::agent::client_lane::{ClientLane, Notify};
+use crate::agent::entry::{Completion, Op, Status, Submission, Tier};
+use crate::agent::layout::PART_BYTES_MAX;
+use crate::agent::packed;
+use crate::client::session::{AttachedLane, Connection};
+use crate::client::{ClientError, Session};
+use crate::config::Durability;
+use crate::id::{KEY_BYTES_MAX, ObjectId, VALUE_BYTES_MAX};
+use crate::metrics::Stats;
+
+/// Most bytes asked for in one reply.
+const READ_BYTES: u32 = 128 << 10;
+/// Least bytes worth asking for when the arena is crowded.
+const READ_BYTES_MIN: u32 = 4 << 10;
+/// How long a waiting call polls before it sleeps: a shard that is awake answers within a few
+/// microseconds; sleeping and waking costs fifty.
+const SPIN: Duration = Duration::from_micros(50);
+/// How long it sleeps before it looks whether the runtime is still there.
+const SLEEP: Duration = Duration::from_millis(100);
+/// Times a value may change under a read in parts.
+const CHANGES_MAX: u32 = 16;
+
+/// A value that was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// Which tier served it; of a value in several parts, the farthest.
+    pub tier: Tier,
+    /// Bytes of the whole value.
+    pub value_bytes: u64,
+    /// Its id; not known of a value served by the window (there it is the BLAKE3 of the bytes).
+    pub id: Option<ObjectId>,
+}
+
+/// A write that was acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// Its place in the log of its shard: what [`Lane::sync_to`] takes.
+    pub sequence: u64,
+    /// The durability that was reached.
+    pub durability: Durability,
+    /// The id of the value.
+    pub id: ObjectId,
+}
+
+/// What is known of a key without its value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stat {
+    /// Bytes of the value.
+    pub value_bytes: u64,
+    /// Its id.
+    pub id: ObjectId,
+}
+
+/// What a key must name for a write to go ahead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expect {
+    /// Nothing.
+    Absent,
+    /// This value.
+    Value(ObjectId),
+}
+
+/// How to write.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PutOptions {
+    /// What the write must survive before it is acknowledged; `None`: the runtime's default.
+    pub durability: Option<Durability>,
+    /// Write only if the key names this now.
+    pub expect: Option<Expect>,
+}
+
+/// A key that a scan found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ScannedKey {
+    /// The key.
+    pub key: Vec<u8>,
+    /// Bytes of its value.
+    pub value_bytes: u64,
+    /// Id of its value.
+    pub id: ObjectId,
+}
+
+/// One page of a scan, in the order of the keys' bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Page {
+    /// The keys.
+    pub keys: Vec<ScannedKey>,
+    /// There are more: scan again after the last of these.
+    pub more: bool,
+}
+
+/// Names a pipelined request until its reply was taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Ticket(u64);
+
+/// The reply to a pipelined request.
+#[derive(Debug)]
+pub struct Reply {
+    /// The request.
+    pub ticket: Ticket,
+    /// What came of it; `NotFound` is a status, no error.
+    pub outcome: Result<Completion, ClientError>,
+}
+
+#[derive(Debug)]
+struct Request {
+    no: u64,
+    input: Option<Block>,
+    output: Option<Block>,
+    done: Option<Completion>,
+}
+
+/// One agent's requests from one thread. Dropping it closes the lane.
+#[derive(Debug)]
+pub struct Lane {
+    connection: Arc<dyn Connection>,
+    ring: ClientLane,
+    window: Option<crate::cache::WindowReader>,
+    requests: Vec<Request>,
+    next: u64,
+    spin: Duration,
+    reply: Vec<u8>,
+}
+
+impl Lane {
+    pub(super) fn new(connection: Arc<dyn Connection>, attached: AttachedLane) -> Self {
+        let AttachedLane { ring, window } = attached;
+        let requests = Vec::with_capacity(ring.sizes().ring_slots() as usize);
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        // Alone with the shard on one core, polling only keeps it from answering.
+        let spin = if cores > 1 { SPIN } else { Duration::ZERO };
+        Self {
+            connection,
+            ring,
+            window,
+            requests,
+            next: 0,
+            spin,
+            reply: Vec::new(),
+        }
+    }
+
+    /// The session that the lane belongs to.
+    #[must_use]
+    pub fn session(&self) -> Session {
+        Session::over(Arc::clone(&self.connection))
+    }
+
+    /// The value of `key`, which replaces what `out` holds: from the window without a hop if it is
+    /// there, else from the shard. `None`: absent.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn get(&mut self, key: &[u8], out: &mut Vec<u8>) -> Result<Option<Found>, ClientError> {
+        if let Some(found) = self.get_window(key, out) {
+            return Ok(Some(found));
+        }
+        self.read(Op::Get, &[], key, out)
+    }
+
+    /// The value of `key` if the window holds it: never asks the shard.
+    #[inline]
+    pub fn get_window(&mut self, key: &[u8], out: &mut Vec<u8>) -> Option<Found> {
+        let hit = self.window.as_ref()?.get_into(key, out)?;
+        self.ring.report_hit(hit.slot, hit.tag);
+        Some(Found {
+            tier: Tier::L1,
+            value_bytes: out.len() as u64,
+            id: None,
+        })
+    }
+
+    /// The value of `key` of another agent, which has to be public.
+    ///
+    /// # Errors
+    /// [`ClientError::Forbidden`], [`ClientError::NoSuchAgent`] and the rest.
+    pub fn get_from(
+        &mut self,
+        agent: &str,
+        key: &[u8],
+        out: &mut Vec<u8>,
+    ) -> Result<Option<Found>, ClientError> {
+        self.read(Op::GetFrom, agent.as_bytes(), key, out)
+    }
+
+    /// Lets `key` name `value`, of at most 64 MiB.
+    ///
+    /// # Errors
+    /// [`ClientError`]; nothing was written then, unless it is [`ClientError::IoFailed`] or the
+    /// runtime is gone: then it may have been.
+    pub fn put(&mut self, key: &[u8], value: &[u8]) -> Result<Written, ClientError> {
+        self.put_with(key, value, PutOptions::default())
+    }
+
+    /// As [`Lane::put`], with a durability, or only if the key names what is expected.
+    ///
+    /// # Errors
+    /// Also [`ClientError::Stale`].
+    pub fn put_with(
+        &mut self,
+        key: &[u8],
+        value: &[u8],
+        options: PutOptions,
+    ) -> Result<Written, ClientError> {
+        if value.len() as u64 > VALUE_BYTES_MAX {
+            return Err(ClientError::TooLarge);
+        }
+        if value.len() <= PART_BYTES_MAX as usize {
+            let ticket = self.submit_put(key, value, options)?;
+            return self
+                .finish(ticket, None)
+                .map(|completion| written(&completion));
+        }
+        // Parts before the last make no promise: what counts is the record that names them.
+        let (head, last) = value.split_at((value.len() - 1) / PART * PART);
+        for (no, part) in head.chunks(PART).enumerate() {
+            let mut entry = self.part(no * PART, value.len());
+            entry.durability = Some(Durability::Volatile);
+            let ticket = self.submit(entry, key, part, 0)?;
+            self.finish(ticket, None)?;
+        }
+        let mut entry = self.part(head.len(), value.len());
+        entry.durability = options.durability;
+        let ticket = self.submit_write(entry, key, last, options.expect)?;
+        self.finish(ticket, None)
+            .map(|completion| written(&completion))
+    }
+
+    fn part(&mut self, offset: usize, total: usize) -> Submission {
+        let mut entry = self.entry(Op::PutPart);
+        (entry.arg0, entry.arg1) = (offset as u64, total as u64);
+        entry
+    }
+
+    /// Removes `key`; whether it was there.
+    ///
+    /// # Errors
+    /// As [`Lane::put`].
+    pub fn delete(&mut self, key: &[u8]) -> Result<bool, ClientError> {
+        self.delete_with(key, PutOptions::default())
+    }
+
+    /// As [`Lane::delete`], with a durability, or only if the key names what is expected.
+    ///
+    /// # Errors
+    /// Also [`ClientError::Stale`].
+    pub fn delete_with(&mut self, key: &[u8], options: PutOptions) -> Result<bool, ClientError> {
+        let ticket = self.submit_delete(key, options)?;
+        Ok(self.finish(ticket, None)?.status == Status::Ok)
+    }
+
+    /// What `key` names, without the value.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn exists(&mut self, key: &[u8]) -> Result<Option<Stat>, ClientError> {
+        let entry = self.entry(Op::Exists);
+        let ticket = self.submit(entry, key, &[], 0)?;
+        let completion = self.finish(ticket, None)?;
+        let found = completion.status == Status::Ok;
+        Ok(found.then_some(Stat {
+            value_bytes: completion.value_bytes,
+            id: completion.id,
+        }))
+    }
+
+    /// Keys that begin with `prefix` and come after `after` (empty: from the first), at most
+    /// `limit` (0: as many as one reply holds).
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn scan(&mut self, prefix: &[u8], after: &[u8], limit: usize) -> Result<Page, ClientError> {
+        for key in [prefix, after] {
+            if key.len() > KEY_BYTES_MAX {
+                return Err(ClientError::KeyLength { bytes: key.len() });
+            }
+        }
+        let mut entry = self.entry(Op::Scan);
+        entry.arg0 = limit as u64;
+        let ticket = self.submit(entry, prefix, after, READ_BYTES)?;
+        self.with_reply(ticket, |_, completion, reply| {
+            let found = packed::Scanned::parse(reply).map_err(|_| ClientError::BadReply)?;
+            let keys = found.map(|found| ScannedKey {
+                key: found.key.to_vec(),
+                value_bytes: u64::from(found.value_bytes),
+                id: found.id,
+            });
+            Ok(Page {
+                keys: keys.collect(),
+                more: completion.more,
+            })
+        })
+    }
+
+    /// The values of several keys in one request. Values that find no room in one reply are read
+    /// by themselves.
+    ///
+    /// # Errors
+    /// [`ClientError::ListTooLong`] beyond 1,024 keys or 64 KiB of them.
+    pub fn multi_get(&mut self, keys: &[&[u8]]) -> Result<Vec<Option<Vec<u8>>>, ClientError> {
+        if keys.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut list = Vec::new();
+        for key in keys {
+            packed::push_key(&mut list, key).map_err(too_long)?;
+        }
+        let entry = self.entry(Op::MultiGet);
+        let ticket = self.submit(entry, &[], &list, READ_BYTES)?;
+        self.with_reply(ticket, |lane, _, reply| {
+            let items = packed::Values::parse(reply).map_err(|_| ClientError::BadReply)?;
+            let mut values = Vec::with_capacity(keys.len());
+            for (key, (head, bytes)) in keys.iter().zip(items) {
+                values.push(match head.status {
+                    Status::Ok if head.included => Some(bytes.to_vec()),
+                    Status::Ok => {
+                        let mut value = Vec::new();
+                        lane.read(Op::Get, &[], key, &mut value)?.map(|_| value)
+                    }
+                    Status::NotFound => None,
+                    status => {
+                        let error = ClientError::of(&Completion::new(0, status));
+                        return Err(error.unwrap_or(ClientError::BadReply));
+                    }
+                });
+            }
+            if values.len() == keys.len() {
+                Ok(values)
+            } else {
+                Err(ClientError::BadReply)
+            }
+        })
+    }
+
+    /// Lets several keys name values, in one request: all of them, or none where the runtime
+    /// refuses; a crash may keep the first of them only.
+    ///
+    /// # Errors
+    /// [`ClientError::ListTooLong`] beyond 1,024 pairs or 64 KiB of them.
+    pub fn multi_put(
+        &mut self,
+        pairs: &[(&[u8], &[u8])],
+        durability: Option<Durability>,
+    ) -> Result<Option<Written>, ClientError> {
+        if pairs.is_empty() {
+            return Ok(None);
+        }
+        let mut list = Vec::new();
+        for (key, value) in pairs {
+            packed::push_pair(&mut list, key, value).map_err(too_long)?;
+        }
+        let mut entry = self.entry(Op::MultiPut);
+        entry.durability = durability;
+        let room = (pairs.len() * packed::PUT_ANSWER_BYTES) as u32;
+        let ticket = self.submit(entry, &[], &list, room)?;
+        self.with_reply(ticket, |_, completion, _| Ok(Some(written(completion))))
+    }
+
+    /// Waits until everything written so far, through any lane of the agent's shard, has
+    /// `durability`; the place in the log that was reached.
+    ///
+    /// # Errors
+    /// [`ClientError::IoFailed`] where the device failed: then it is not durable.
+    pub fn sync(&mut self, durability: Durability) -> Result<u64, ClientError> {
+        self.sync_to(0, durability)
+    }
+
+    /// Waits until the write of this `sequence` has `durability`.
+    ///
+    /// # Errors
+    /// As [`Lane::sync`].
+    pub fn sync_to(&mut self, sequence: u64, durability: Durability) -> Result<u64, ClientError> {
+        let ticket = self.submit_sync(sequence, durability)?;
+        Ok(self.finish(ticket, None)?.value_bytes)
+    }
+
+    /// What the runtime's shards have counted, summed.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn stats(&mut self) -> Result<Stats, ClientError> {
+        let entry = self.entry(Op::Stats);
+        let ticket = self.submit(entry, &[], &[], (Stats::COUNT * 8) as u32)?;
+        self.with_reply(ticket, |_, _, reply| {
+            let words = reply.chunks_exact(8);
+            let values: Vec<u64> = words
+                .map(|word| u64::from_le_bytes(word.try_into().expect("a chunk of 8")))
+                .collect();
+            Ok(Stats::from_slice(&values))
+        })
+    }
+
+    /// Starts a read; the shard is asked even if the window has the value. `bytes_max` bytes of
+    /// the value are wanted at most.
+    ///
+    /// # Errors
+    /// [`ClientError::LaneFull`]: finish something first.
+    pub fn submit_get(&mut self, key: &[u8], bytes_max: u32) -> Result<Ticket, ClientError> {
+        let entry = self.entry(Op::Get);
+        self.submit(entry, key, &[], bytes_max)
+    }
+
+    /// Starts a write of at most 64 KiB.
+    ///
+    /// # Errors
+    /// [`ClientError::LaneFull`]; [`ClientError::TooLarge`] above 64 KiB.
+    pub fn submit_put(
+        &mut self,
+        key: &[u8],
+        value: &[u8],
+        options: PutOptions,
+    ) -> Result<Ticket, ClientError> {
+        if value.len() > PART {
+            return Err(ClientError::TooLarge);
+        }
+        let mut entry = self.entry(Op::Put);
+        entry.durability = options.durability;
+        self.submit_write(entry, key, value, options.expect)
+    }
+
+    /// Starts a delete.
+    ///
+    /// # Errors
+    /// [`ClientError::LaneFull`].
+    pub fn submit_delete(
+        &mut self,
+        key: &[u8],
+        options: PutOptions,
+    ) -> Result<Ticket, ClientError> {
+        let mut entry = self.entry(Op::Delete);
+        entry.durability = options.durability;
+        self.submit_write(entry, key, &[], options.expect)
+    }
+
+    /// Starts a sync; see [`Lane::sync_to`].
+    ///
+    /// # Errors
+    /// [`ClientError::LaneFull`].
+    pub fn submit_sync(
+        &mut self,
+        sequence: u64,
+        durability: Durability,
+    ) -> Result<Ticket, ClientError> {
+        let mut entry = self.entry(Op::Sync);
+        entry.arg0 = sequence;
+        entry.durability = Some(durability);
+        self.submit(entry, &[], &[], 0)
+    }
+
+    /// Tells the shard of all that was submitted. [`Lane::wait`] and [`Lane::arm`] do so too.
+    pub fn flush(&mut self) {
+        if self.ring.notify(self.connection.bells()) == Notify::SendBell {
+            self.connection.wake(self.ring.shard());
+        }
+    }
+
+    /// The next reply that is there; its bytes replace what `out` holds. Replies come in the order
+    /// in which they were completed, which need not be that of the requests.
+    ///
+    /// # Errors
+    /// The lane was closed.
+    pub fn poll(&mut self, out: &mut Vec<u8>) -> Result<Option<Reply>, ClientError> {
+        let done = self
+            .requests
+            .iter()
+            .position(|request| request.done.is_some());
+        let at = match done {
+            Some(at) => at,
+            None => match self.ring.poll_completion()? {
+                Some(completion) => self.note(completion)?,
+                None => {
+                    return match self.ring.closed() {
+                        Some(reason) => Err(ClientError::Closed { reason }),
+                        None => Ok(None),
+                    };
+                }
+            },
+        };
+        let completion = self.requests[at].done.expect("noted as done");
+        let ticket = Ticket(self.requests[at].no);
+        self.release(at, completion, out);
+        let outcome = ClientError::of(&completion).map_or(Ok(completion), Err);
+        Ok(Some(Reply { ticket, outcome }))
+    }
+
+    /// Waits for the next reply. `None`: nothing is under way.
+    ///
+    /// # Errors
+    /// The lane was closed, or the runtime is gone.
+    pub fn wait(&mut self, out: &mut Vec<u8>) -> Result<Option<Reply>, ClientError> {
+        self.flush();
+        loop {
+            if let Some(reply) = self.poll(out)? {
+                return Ok(Some(reply));
+            }
+            if self.requests.is_empty() {
+                return Ok(None);
+            }
+            let completion = self.next_completion()?;
+            self.note(completion)?;
+        }
+    }
+
+    /// Asks for the session's descriptor to become readable at the next completion. `true`:
+    /// there is one already; poll until there is none, then arm again.
+    pub fn arm(&mut self) -> bool {
+        self.flush();
+        self.requests.iter().any(|request| request.done.is_some()) || self.ring.arm_event()
+    }
+
+    /// Requests under way, or finished and not yet taken.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.requests.len()
+    }
+
+    fn entry(&mut self, op: Op) -> Submission {
+        self.next += 1;
+        Submission::new(op, self.next)
+    }
+
+    fn submit_write(
+        &mut self,
+        mut entry: Submission,
+        key: &[u8],
+        value: &[u8],
+        expect: Option<Expect>,
+    ) -> Result<Ticket, ClientError> {
+        let id = match expect {
+            None => return self.submit(entry, key, value, 0),
+            Some(Expect::Absent) => [0; 32],
+            Some(Expect::Value(id)) => *id.as_bytes(),
+        };
+        entry.compare = true;
+        self.submit_parts(entry, key, [&id, value], 0)
+    }
+
+    fn submit(
+        &mut self,
+        entry: Submission,
+        key: &[u8],
+        value: &[u8],
+        reply_bytes: u32,
+    ) -> Result<Ticket, ClientError> {
+        self.submit_parts(entry, key, [&[], value], reply_bytes)
+    }
+
+    /// Copies the input into the arena and writes the entry.
+    fn submit_parts(
+        &mut self,
+        mut entry: Submission,
+        key: &[u8],
+        value: [&[u8]; 2],
+        reply_bytes: u32,
+    ) -> Result<Ticket, ClientError> {
+        let keyless = matches!(
+            entry.op,
+            Op::Scan | Op::MultiGet | Op::MultiPut | Op::Sync | Op::Stats
+        );
+        if !keyless && !(1..=KEY_BYTES_MAX).contains(&key.len()) {
+            return Err(ClientError::KeyLength { bytes: key.len() });
+        }
+        let ring = &mut self.ring;
+        let value_bytes = value[0].len() + value[1].len();
+        // The value first, so that it is copied by whole words.
+        let key_at = value_bytes.next_multiple_of(8);
+        let input = match (key_at + key.len()) as u32 {
+            0 => None,
+            bytes => Some(ring.alloc_input(bytes).ok_or(ClientError::LaneFull)?),
+        };
+        let output = match reply_bytes {
+            0 => None,
+            bytes => match ring.alloc_output(bytes) {
+                Some(block) => Some(block),
+                None => {
+                    free(ring, input, None);
+                    return Err(ClientError::LaneFull);
+                }
+            },
+        };
+        if let Some(block) = &input {
+            if !key.is_empty() {
+                entry.key = block.part(key_at as u32, key.len() as u32);
+                ring.write_input(entry.key, key);
+            }
+            if value_bytes > 0 {
+                entry.value = block.first(value_bytes as u32);
+                let split = value[0].len() as u32;
+                ring.write_input(block.first(split), value[0]);
+                ring.write_input(block.part(split, value[1].len() as u32), value[1]);
+            }
+        }
+        if let Some(block) = &output {
+            entry.reply = block.first(reply_bytes);
+        }
+        if let Err(error) = ring.submit(&entry) {
+            free(ring, input, output);
+            return Err(error.into());
+        }
+        self.requests.push(Request {
+            no: entry.user_data,
+            input,
+            output,
+            done: None,
+        });
+        Ok(Ticket(entry.user_data))
+    }
+
+    /// Reads a whole value, in several requests where one reply does not hold it.
+    fn read(
+        &mut self,
+        op: Op,
+        agent: &[u8],
+        key: &[u8],
+        out: &mut Vec<u8>,
+    ) -> Result<Option<Found>, ClientError> {
+        let mut found = match self.read_from(op, agent, key, 0, out)? {
+            Some(first) => first,
+            None => return Ok(None),
+        };
+        let mut piece = Vec::new();
+        let mut changes = 0;
+        while (out.len() as u64) < found.value_bytes {
+            let Some(next) = self.read_from(op, agent, key, out.len() as u64, &mut piece)? else {
+                return Ok(None);
+            };
+            if next.id == found.id {
+                out.extend_from_slice(&piece);
+                found.tier = if next.tier as u8 > found.tier as u8 {
+                    next.tier
+                } else {
+                    found.tier
+                };
+                continue;
+            }
+            // Written meanwhile: start again with the new value.
+            changes += 1;
+            if changes > CHANGES_MAX {
+                return Err(ClientError::Changing);
+            }
+            found = match self.read_from(op, agent, key, 0, out)? {
+                Some(first) => first,
+                None => return Ok(None),
+            };
+        }
+        Ok(Some(found))
+    }
+
+    /// Reads what one reply holds of a value, from byte `from` on.
+    fn read_from(
+        &mut self,
+        op: Op,
+        agent: &[u8],
+        key: &[u8],
+        from: u64,
+        out: &mut Vec<u8>,
+    ) -> Result<Option<Found>, ClientError> {
+        let mut entry = self.entry(op);
+        entry.arg0 = from;
+        let mut bytes = READ_BYTES.min(self.ring.sizes().output_bytes());
+        let ticket = loop {
+            match self.submit(entry, key, agent, bytes) {
+                Err(ClientError::LaneFull) if bytes > READ_BYTES_MIN => bytes /= 2,
+                submitted => break submitted?,
+            }
+        };
+        let completion = self.finish(ticket, Some(out))?;
+        let found = completion.status == Status::Ok;
+        Ok(found.then_some(Found {
+            tier: completion.tier,
+            value_bytes: completion.value_bytes,
+            id: Some(completion.id),
+        }))
+    }
+
+    /// Waits for one request and takes its reply.
+    fn finish(
+        &mut self,
+        ticket: Ticket,
+        out: Option<&mut Vec<u8>>,
+    ) -> Result<Completion, ClientError> {
+        self.flush();
+        loop {
+            let at = self
+                .requests
+                .iter()
+                .position(|request| request.no == ticket.0);
+            let at = at.ok_or(ClientError::BadReply)?;
+            if let Some(completion) = self.requests[at].done {
+                let mut nowhere = Vec::new();
+                self.release(at, completion, out.unwrap_or(&mut nowhere));
+                return ClientError::of(&completion).map_or(Ok(completion), Err);
+            }
+            let completion = self.next_completion()?;
+            self.note(completion)?;
+        }
+    }
+
+    /// Waits for one request and lets `read` look at its reply, in a buffer that is kept.
+    fn with_reply<T>(
+        &mut self,
+        ticket: Ticket,
+        read: impl FnOnce(&mut Self, &Completion, &[u8]) -> Result<T, ClientError>,
+    ) -> Result<T, ClientError> {
+        let mut reply = std::mem::take(&mut self.reply);
+        let finished = self.finish(ticket, Some(&mut reply));
+        let outcome = finished.and_then(|completion| read(self, &completion, &reply));
+        self.reply = reply;
+        outcome
+    }
+
+    fn next_completion(&mut self) -> Result<Completion, ClientError> {
+        loop {
+            if let Some(completion) = self.ring.wait(self.spin, SLEEP)? {
+                return Ok(completion);
+            }
+            self.connection.check()?;
+        }
+    }
+
+    /// Notes a completion with its request.
+    fn note(&mut self, completion: Completion) -> Result<usize, ClientError> {
+        let no = completion.user_data;
+        let at = self.requests.iter().position(|request| request.no == no);
+        let at = at.ok_or(ClientError::BadReply)?;
+        self.requests[at].done = Some(completion);
+        Ok(at)
+    }
+
+    /// Copies the reply out and gives the request's blocks back.
+    fn release(&mut self, at: usize, completion: Completion, out: &mut Vec<u8>) {
+        let request = self.requests.remove(at);
+        out.clear();
+        if let Some(block) = &request.output {
+            let bytes = completion.reply_bytes.min(block.extent().len);
+            out.resize(bytes as usize, 0);
+            self.ring.read_output(block.first(bytes), out);
+        }
+        free(&mut self.ring, request.input, request.output);
+    }
+}
+
+impl Drop for Lane {
+    fn drop(&mut self) {
+        self.connection.detach(self.ring.lane());
+    }
+}
+
+const PART: usize = PART_BYTES_MAX as usize;
+
+fn free(ring: &mut ClientLane, input: Option<Block>, output: Option<Block>) {
+    if let Some(block) = input {
+        ring.free_input(block);
+    }
+    if let Some(block) = output {
+        ring.free_output(block);
+    }
+}
+
+fn written(completion: &Completion) -> Written {
+    Written {
+        sequence: completion.value_bytes,
+        durability: completion.durability.unwrap_or(Durability::Volatile),
+        id: completion.id,
+    }
+}
+
+fn too_long(error: packed::PackedError) -> ClientError {
+    ClientError::ListTooLong {
+        what: error.to_string(),
+    }
+}

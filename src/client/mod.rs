@@ -1,0 +1,21 @@
+//! What an agent's process links: sessions, and lanes with their window.
+//!
+//! Floor 2, the counterpart of the shard: it sees the lane rings (`agent/`) and the window
+//! (`cache/`) together, and nothing of the runtime. A host's own threads use the same [`Lane`]
+//! over the same memory; only how it is attached differs ([`Connection`]).
+//!
+//! Cost of a read: served by the window, no system call and no other core, 7 cache lines for 256
+//! bytes; served by the shard, 2 lines there and 1 back, and the value's; a system call only to
+//! wake a shard that sleeps, or to sleep.
+//!
+//! Invariants
+//! - a window hit is reported lossily; nothing waits for the report.
+//! - a lane is used by one thread at a time; a session by any number.
+
+mod error;
+mod lane;
+mod session;
+
+pub use error::ClientError;
+pub use lane::{Expect, Found, Lane, Page, PutOptions, Reply, ScannedKey, Stat, Ticket, Written};
+pub use session::{Attach, AttachedLane, Connection, Session};

@@ -1,0 +1,334 @@
+//! A process's attachment to a runtime, and the lanes it opens.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags};
+
+use crate::agent::bell::ClientBells;
+use crate::agent::client_lane::ClientLane;
+use crate::agent::frame::{ATTACH_CREATE, ATTACH_PUBLIC, FRAME_BYTES_MAX, Frame};
+use crate::agent::layout::LaneSizes;
+use crate::agent::socket::{FrameSocket, SocketError};
+use crate::cache::WindowReader;
+use crate::client::{ClientError, Lane};
+use crate::id::{LaneNo, ShardNo};
+use crate::shared::{Access, SharedMemory};
+
+/// How long a runtime may take to answer on its socket.
+const ANSWER_SECONDS: u64 = 10;
+
+/// How to attach to an agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attach {
+    /// Make the agent where there is none. Default: yes.
+    pub create: bool,
+    /// Let every other agent read this one's values, from now on. Default: no; an agent that was
+    /// marked once stays public.
+    pub public: bool,
+}
+
+impl Default for Attach {
+    fn default() -> Self {
+        Self {
+            create: true,
+            public: false,
+        }
+    }
+}
+
+/// The memory of a lane that was attached.
+#[derive(Debug)]
+pub struct AttachedLane {
+    /// The rings.
+    pub ring: ClientLane,
+    /// The agent's window.
+    pub window: Option<WindowReader>,
+}
+
+impl AttachedLane {
+    /// Maps the descriptors of a lane: regions C and S, and the agent's window.
+    ///
+    /// # Errors
+    /// Descriptors that are not what was promised.
+    pub fn map(
+        fds: &[OwnedFd],
+        sizes: LaneSizes,
+        lane: LaneNo,
+        shard: ShardNo,
+        window_bytes: u64,
+    ) -> Result<Self, ClientError> {
+        let [client, server, rest @ ..] = fds else {
+            return Err(ClientError::BadReply);
+        };
+        let ring = ClientLane::map(client, server, sizes, lane, shard)?;
+        let window = match rest.first() {
+            Some(fd) => {
+                let memory = SharedMemory::map(fd, window_bytes as usize, Access::ReadOnly)?;
+                Some(WindowReader::open(memory)?)
+            }
+            None => None,
+        };
+        Ok(Self { ring, window })
+    }
+}
+
+/// How lanes are attached and shards woken: through the runtime's socket, or from inside its
+/// process.
+pub trait Connection: Send + Sync + std::fmt::Debug {
+    /// The bells that this session's lanes ring.
+    fn bells(&self) -> &ClientBells;
+    /// Opens a lane.
+    ///
+    /// # Errors
+    /// As [`Session::attach`].
+    fn attach(&self, agent: &str, how: Attach) -> Result<AttachedLane, ClientError>;
+    /// Closes a lane; nothing is waited for.
+    fn detach(&self, lane: LaneNo);
+    /// Wakes a shard that said it sleeps.
+    fn wake(&self, shard: ShardNo);
+    /// Takes what the runtime has sent.
+    ///
+    /// # Errors
+    /// The runtime is gone.
+    fn check(&self) -> Result<(), ClientError>;
+    /// What becomes readable when an armed lane has a completion.
+    fn event_fd(&self) -> Option<BorrowedFd<'_>>;
+}
+
+/// A process's attachment to a runtime: cheap to clone, usable from any thread.
+///
+/// ```no_run
+/// use helios::client::Session;
+///
+/// let session = Session::connect("helios-data/helios.sock")?;
+/// let mut lane = session.attach("planner", Default::default())?;
+/// lane.put(b"goal", b"find the bug")?;
+/// let mut value = Vec::new();
+/// assert!(lane.get(b"goal", &mut value)?.is_some());
+/// # Ok::<(), helios::client::ClientError>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Session {
+    connection: Arc<dyn Connection>,
+}
+
+impl Session {
+    /// Attaches this process to the runtime that listens at `socket`.
+    ///
+    /// # Errors
+    /// Nobody listens there; the runtime refuses this user, or speaks another version.
+    pub fn connect(socket: impl AsRef<Path>) -> Result<Self, ClientError> {
+        Ok(Self::over(Arc::new(SocketConnection::open(
+            socket.as_ref(),
+        )?)))
+    }
+
+    /// A session over a connection made elsewhere: the host's own.
+    #[must_use]
+    pub fn over(connection: Arc<dyn Connection>) -> Self {
+        Self { connection }
+    }
+
+    /// Opens a lane to an agent's state.
+    ///
+    /// # Errors
+    /// The access rules don't allow it; there is no such agent and `create` is off; the runtime is
+    /// out of memory, descriptors or disk.
+    pub fn attach(&self, agent: &str, how: Attach) -> Result<Lane, ClientError> {
+        let attached = self.connection.attach(agent, how)?;
+        Ok(Lane::new(Arc::clone(&self.connection), attached))
+    }
+
+    /// A descriptor for event loops: readable when a lane that was armed ([`Lane::arm`]) has
+    /// completions. Call [`Session::drain_events`] then, and poll the armed lanes. None for
+    /// threads of the host, which call [`Lane::wait`].
+    #[must_use]
+    pub fn event_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.connection.event_fd()
+    }
+
+    /// Takes what made [`Session::event_fd`] readable.
+    ///
+    /// # Errors
+    /// The runtime is gone.
+    pub fn drain_events(&self) -> Result<(), ClientError> {
+        self.connection.check()
+    }
+}
+
+/// A session through the runtime's socket.
+#[derive(Debug)]
+struct SocketConnection {
+    socket: FrameSocket,
+    bells: ClientBells,
+    /// Number of the last request; also keeps requests one at a time.
+    request: Mutex<u32>,
+}
+
+/// An answer to a request, with its descriptors.
+enum Answer {
+    Welcome(Vec<OwnedFd>),
+    Attached {
+        lane: LaneNo,
+        shard: ShardNo,
+        sizes: LaneSizes,
+        window: u64,
+        fds: Vec<OwnedFd>,
+    },
+}
+
+impl SocketConnection {
+    fn open(path: &Path) -> Result<Self, ClientError> {
+        let socket = FrameSocket::connect(path)?;
+        socket.set_blocking(false)?;
+        let name: String = std::env::args().next().unwrap_or_default();
+        let name: String = name
+            .rsplit('/')
+            .next()
+            .unwrap_or_default()
+            .chars()
+            .take(32)
+            .collect();
+        let name = if name.is_empty() { "unnamed" } else { &name };
+        socket.send(0, &Frame::Hello { features: 0, name }, &[])?;
+        let Answer::Welcome(fds) = await_answer(&socket, 0)? else {
+            return Err(ClientError::BadReply);
+        };
+        let (session, statuses) = fds.split_first().ok_or(ClientError::BadReply)?;
+        let bells = ClientBells::map(session, statuses)?;
+        Ok(Self {
+            socket,
+            bells,
+            request: Mutex::new(0),
+        })
+    }
+}
+
+impl Connection for SocketConnection {
+    fn bells(&self) -> &ClientBells {
+        &self.bells
+    }
+
+    fn attach(&self, agent: &str, how: Attach) -> Result<AttachedLane, ClientError> {
+        let create = if how.create { ATTACH_CREATE } else { 0 };
+        let public = if how.public { ATTACH_PUBLIC } else { 0 };
+        let mut request = self.request.lock().unwrap_or_else(PoisonError::into_inner);
+        *request = request.wrapping_add(1);
+        let frame = Frame::Attach {
+            flags: create | public,
+            agent,
+        };
+        self.socket.send(*request, &frame, &[])?;
+        match await_answer(&self.socket, *request)? {
+            Answer::Attached {
+                lane,
+                shard,
+                sizes,
+                window,
+                fds,
+            } => AttachedLane::map(&fds, sizes, lane, shard, window),
+            Answer::Welcome(_) => Err(ClientError::BadReply),
+        }
+    }
+
+    fn detach(&self, lane: LaneNo) {
+        // The answer is skipped by whoever reads the socket next; a runtime that is gone has
+        // taken the lane away already.
+        let _ = self.socket.send(u32::MAX, &Frame::Detach { lane }, &[]);
+    }
+
+    fn wake(&self, shard: ShardNo) {
+        // A full socket has bells in it already; a closed one is seen by `check`.
+        let _ = self.socket.send(0, &Frame::Bell { shard }, &[]);
+    }
+
+    fn check(&self) -> Result<(), ClientError> {
+        // An attach under way reads the socket itself.
+        let Ok(_request) = self.request.try_lock() else {
+            return Ok(());
+        };
+        let mut buffer = [0; FRAME_BYTES_MAX];
+        loop {
+            match self.socket.receive(&mut buffer) {
+                Ok(received) => {
+                    if let Frame::Closing { reason, .. } = received.frame {
+                        return Err(ClientError::Closed { reason });
+                    }
+                }
+                Err(SocketError::WouldBlock) => return Ok(()),
+                Err(SocketError::Closed) => return Err(ClientError::RuntimeGone),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    fn event_fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.socket.as_fd())
+    }
+}
+
+/// Waits for the answer to a request; wakes and answers to older requests are skipped.
+fn await_answer(socket: &FrameSocket, request: u32) -> Result<Answer, ClientError> {
+    let deadline = Instant::now() + Duration::from_secs(ANSWER_SECONDS);
+    let mut buffer = [0; FRAME_BYTES_MAX];
+    loop {
+        let received = match socket.receive(&mut buffer) {
+            Ok(received) => received,
+            Err(SocketError::WouldBlock) => {
+                await_readable(socket, deadline)?;
+                continue;
+            }
+            Err(SocketError::Closed) => return Err(ClientError::RuntimeGone),
+            Err(error) => return Err(error.into()),
+        };
+        let mine = received.request == request;
+        match received.frame {
+            Frame::Welcome { .. } if mine => return Ok(Answer::Welcome(received.fds)),
+            Frame::Attached {
+                lane,
+                shard,
+                sizes,
+                window_bytes,
+                ..
+            } if mine => {
+                let (window, fds) = (window_bytes, received.fds);
+                return Ok(Answer::Attached {
+                    lane,
+                    shard,
+                    sizes,
+                    window,
+                    fds,
+                });
+            }
+            Frame::Refused { code, text } if mine => {
+                return Err(ClientError::Refused {
+                    code,
+                    text: text.to_owned(),
+                });
+            }
+            Frame::Closing { reason, .. } => return Err(ClientError::Closed { reason }),
+            _ => {}
+        }
+    }
+}
+
+fn await_readable(socket: &FrameSocket, deadline: Instant) -> Result<(), ClientError> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    if left.is_zero() {
+        return Err(ClientError::NoAnswer {
+            seconds: ANSWER_SECONDS,
+        });
+    }
+    let timeout = rustix::event::Timespec {
+        tv_sec: left.as_secs() as i64,
+        tv_nsec: i64::from(left.subsec_nanos()),
+    };
+    let mut polled = [PollFd::new(socket, PollFlags::IN)];
+    match rustix::event::poll(&mut polled, Some(&timeout)) {
+        Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+        Err(errno) => Err(SocketError::from(errno).into()),
+    }
+}

@@ -1,0 +1,99 @@
+//! The host's own session: the same lanes, attached from inside the process.
+
+use std::os::fd::BorrowedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use crate::agent::bell::ClientBells;
+use crate::agent::frame::RefusalCode;
+use crate::client::{Attach, AttachedLane, ClientError, Connection, Session};
+use crate::id::{LaneNo, ShardNo};
+use crate::runtime::RuntimeError;
+use crate::runtime::control::{ControlPlane, SessionSeat};
+
+/// A session without a socket.
+#[derive(Debug)]
+struct HostConnection {
+    bells: ClientBells,
+    /// Weak: lanes may outlive the runtime, which then is gone for them.
+    control: Weak<ControlPlane>,
+    seat: Mutex<SessionSeat>,
+}
+
+/// Opens the host's session.
+pub(super) fn session(control: &Arc<ControlPlane>) -> Result<Session, RuntimeError> {
+    let (seat, region) = control.open_session(None)?;
+    let os = |source: std::io::Error| RuntimeError::Os {
+        what: "opening the host's session",
+        source,
+    };
+    let statuses = control
+        .status_fds()
+        .into_iter()
+        .map(|fd| fd.try_clone())
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(os)?;
+    let bells =
+        ClientBells::map(&region, &statuses).map_err(|error| os(std::io::Error::other(error)))?;
+    let connection = HostConnection {
+        bells,
+        control: Arc::downgrade(control),
+        seat: Mutex::new(seat),
+    };
+    Ok(Session::over(Arc::new(connection)))
+}
+
+impl HostConnection {
+    fn seat(&self) -> MutexGuard<'_, SessionSeat> {
+        self.seat.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Connection for HostConnection {
+    fn bells(&self) -> &ClientBells {
+        &self.bells
+    }
+
+    fn attach(&self, agent: &str, how: Attach) -> Result<AttachedLane, ClientError> {
+        let control = self.control.upgrade().ok_or(ClientError::RuntimeGone)?;
+        let lane = control
+            .attach(&mut self.seat(), agent, how)
+            .map_err(|refusal| ClientError::Refused {
+                code: refusal.code,
+                text: refusal.text,
+            })?;
+        let window = lane
+            .window
+            .try_clone()
+            .map_err(|error| ClientError::Refused {
+                code: RefusalCode::NoMemory,
+                text: error.to_string(),
+            })?;
+        let fds = [lane.client, lane.server, window];
+        AttachedLane::map(&fds, lane.sizes, lane.lane, lane.shard, lane.window_bytes)
+    }
+
+    fn detach(&self, lane: LaneNo) {
+        if let Some(control) = self.control.upgrade() {
+            control.detach(&mut self.seat(), lane);
+        }
+    }
+
+    fn wake(&self, shard: ShardNo) {
+        if let Some(control) = self.control.upgrade()
+            && let Some(doorbell) = control.doorbell(shard)
+        {
+            doorbell.ring();
+        }
+    }
+
+    fn check(&self) -> Result<(), ClientError> {
+        match self.control.strong_count() {
+            0 => Err(ClientError::RuntimeGone),
+            _ => Ok(()),
+        }
+    }
+
+    fn event_fd(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+}

@@ -1,0 +1,281 @@
+//! Reads of other agents' values: on this shard, or over the mesh.
+//!
+//! Floor 2. The owner checks that the agent is public each time; what it hands out is copied, and
+//! never enters the reader's window, which holds its own agent's values only.
+//!
+//! Invariants
+//! - a question is answered exactly once, by the shard that owns the agent.
+
+use crate::agent::entry::{BusyReason, Completion, Status, Submission, Tier};
+use crate::agent::layout::ARENA_BYTES_MAX;
+use crate::id::{ObjectId, ShardNo};
+use crate::segment::Disk;
+use crate::shard::lanes::LaneRef;
+use crate::shard::pending::Destination;
+use crate::shard::read::{ColdPieces, Served, serve_value};
+use crate::shard::{MESSAGES_PER_TURN, Scratch, Shard, Step};
+
+/// What shards say to each other.
+#[derive(Debug)]
+pub enum PeerMessage {
+    /// A lane of the sender wants a value of a public agent that the receiver owns.
+    Read {
+        /// The sender's number for it.
+        ticket: u64,
+        /// The agent's name.
+        agent: Box<[u8]>,
+        /// The key.
+        key: Box<[u8]>,
+        /// First byte of the value.
+        from: u64,
+        /// Most bytes wanted.
+        bytes_max: u32,
+    },
+    /// The answer.
+    Reply {
+        /// As in the question.
+        ticket: u64,
+        /// How it went, and what is known of the value.
+        completion: Box<Completion>,
+        /// The bytes.
+        bytes: Vec<u8>,
+    },
+}
+
+/// The shard that owns an agent: the same for as long as the number of shards is.
+#[must_use]
+pub fn owner(agent: &[u8], shards: usize) -> ShardNo {
+    ShardNo((ObjectId::of_blob(agent).hash64() % shards as u64) as u16)
+}
+
+impl<D: Disk> Shard<D> {
+    pub(super) fn get_from(
+        &mut self,
+        at: LaneRef,
+        entry: &Submission,
+        scratch: &mut Scratch,
+    ) -> Step {
+        let Some(lane) = self.lanes.get_mut(at) else {
+            return Step::Done;
+        };
+        scratch.copy_key(lane, entry);
+        scratch.copy_value(lane, entry.value);
+        let (name, key) = (&scratch.value, &scratch.key);
+        let owner = owner(name, self.port.shards());
+        if owner != self.options.no {
+            return self.ask_peer(at, entry, owner, name, key);
+        }
+        match self.public_value(name, key) {
+            Ok(value) => self.read_value(at, entry, value, None),
+            Err(status) => {
+                self.finish(at, Completion::new(entry.user_data, status));
+                Step::Done
+            }
+        }
+    }
+
+    fn public_value(&mut self, name: &[u8], key: &[u8]) -> Result<crate::state::Value, Status> {
+        let agent = self
+            .store
+            .tables
+            .agent_no(name)
+            .ok_or(Status::NoSuchAgent)?;
+        if !self.store.tables.agent(agent).public {
+            return Err(Status::Forbidden);
+        }
+        self.store.value(agent, key).ok_or_else(|| {
+            self.counters().absent.add(1);
+            Status::NotFound
+        })
+    }
+
+    fn ask_peer(
+        &mut self,
+        at: LaneRef,
+        entry: &Submission,
+        owner: ShardNo,
+        name: &[u8],
+        key: &[u8],
+    ) -> Step {
+        let ticket = self.pending.ticket();
+        let message = PeerMessage::Read {
+            ticket,
+            agent: name.into(),
+            key: key.into(),
+            from: entry.arg0,
+            bytes_max: entry.reply.len,
+        };
+        let mut completion = Completion::new(entry.user_data, Status::Busy);
+        if self.port.send(owner, message).is_err() {
+            completion.detail = BusyReason::Mesh as u32;
+            self.finish(at, completion);
+            return Step::Done;
+        }
+        if let Some(lane) = self.lanes.get_mut(at) {
+            lane.pending += 1;
+        }
+        self.pending
+            .peers
+            .insert(ticket, (at, entry.user_data, entry.reply));
+        Step::Done
+    }
+
+    /// Takes what other shards have sent.
+    pub(super) fn take_messages(&mut self) -> bool {
+        // Answers that found a full ring go first.
+        while let Some((shard, message)) = self.unsent.pop_front() {
+            if let Err(message) = self.port.send(shard, message) {
+                self.unsent.push_front((shard, message));
+                break;
+            }
+        }
+        for taken in 0..MESSAGES_PER_TURN {
+            match self.port.receive() {
+                Some((
+                    shard,
+                    PeerMessage::Read {
+                        ticket,
+                        agent,
+                        key,
+                        from,
+                        bytes_max,
+                    },
+                )) => {
+                    self.read_for_peer(shard, ticket, &agent, &key, from, bytes_max);
+                }
+                Some((
+                    _,
+                    PeerMessage::Reply {
+                        ticket,
+                        completion,
+                        bytes,
+                    },
+                )) => {
+                    self.take_peer_reply(ticket, *completion, &bytes);
+                }
+                None => return taken > 0,
+            }
+        }
+        true
+    }
+
+    fn read_for_peer(
+        &mut self,
+        shard: ShardNo,
+        ticket: u64,
+        agent: &[u8],
+        key: &[u8],
+        from: u64,
+        bytes_max: u32,
+    ) {
+        let mut completion = Completion::new(0, Status::Ok);
+        let mut reply = Vec::new();
+        let value = match self.public_value(agent, key) {
+            Ok(value) => value,
+            Err(status) => {
+                completion.status = status;
+                return self.answer_peer(shard, ticket, completion, reply);
+            }
+        };
+        completion.id = self.store.value_id(value);
+        completion.value_bytes = value.bytes;
+        let from = from.min(value.bytes);
+        let bytes = (value.bytes - from).min(u64::from(bytes_max.min(ARENA_BYTES_MAX)));
+        completion.reply_bytes = bytes as u32;
+        completion.more = from + bytes < value.bytes;
+        reply.resize(bytes as usize, 0);
+        let mut cold = ColdPieces::new();
+        let served = serve_value(
+            &mut self.store,
+            value,
+            from,
+            bytes as u32,
+            0,
+            &mut cold,
+            |at, chunk| {
+                reply[at as usize..][..chunk.len()].copy_from_slice(chunk);
+            },
+        );
+        match served {
+            Served::Corrupt => {
+                let completion = Completion::new(0, Status::Corrupt);
+                self.answer_peer(shard, ticket, completion, Vec::new());
+            }
+            Served::Whole(tier) => {
+                completion.tier = tier;
+                if cold.is_empty() {
+                    self.count_tier(tier);
+                    self.answer_peer(shard, ticket, completion, reply);
+                } else {
+                    let destination = Destination::Peer {
+                        shard,
+                        ticket,
+                        bytes: reply,
+                    };
+                    self.await_cold(destination, completion, cold, None);
+                }
+            }
+        }
+    }
+
+    pub(super) fn answer_peer(
+        &mut self,
+        shard: ShardNo,
+        ticket: u64,
+        completion: Completion,
+        bytes: Vec<u8>,
+    ) {
+        let message = PeerMessage::Reply {
+            ticket,
+            completion: Box::new(completion),
+            bytes,
+        };
+        // Bounded: the asking shard has at most as many questions open as the ring holds, plus
+        // those this shard holds as pending reads.
+        self.held_back(shard, message);
+    }
+
+    /// Sends an answer: at once, or after the flush where it may show writes of this turn.
+    fn held_back(&mut self, shard: ShardNo, message: PeerMessage) {
+        if self.must_flush {
+            self.staged_peers.push((shard, message));
+        } else if let Err(message) = self.port.send(shard, message) {
+            self.unsent.push_back((shard, message));
+        }
+    }
+
+    /// Sends the answers that waited for a flush. After a failed one they show writes that were
+    /// taken back: the asker is told to try again.
+    pub(super) fn release_peers(&mut self, flushed: bool) {
+        let mut staged = std::mem::take(&mut self.staged_peers);
+        for (shard, mut message) in staged.drain(..) {
+            if let PeerMessage::Reply {
+                completion, bytes, ..
+            } = &mut message
+                && !flushed
+            {
+                **completion = Completion::new(0, Status::Busy);
+                completion.detail = BusyReason::Log as u32;
+                bytes.clear();
+            }
+            if let Err(message) = self.port.send(shard, message) {
+                self.unsent.push_back((shard, message));
+            }
+        }
+        self.staged_peers = staged;
+    }
+
+    fn take_peer_reply(&mut self, ticket: u64, mut completion: Completion, bytes: &[u8]) {
+        let Some((at, user_data, reply)) = self.pending.peers.remove(&ticket) else {
+            return;
+        };
+        completion.user_data = user_data;
+        if let Some(lane) = self.lanes.get_mut(at) {
+            lane.pending -= 1;
+            debug_assert!(bytes.len() <= reply.len as usize);
+            lane.ring.write_reply(reply, 0, bytes);
+        }
+        self.last_tier = Tier::None;
+        self.finish(at, completion);
+    }
+}

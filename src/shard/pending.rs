@@ -1,0 +1,159 @@
+//! Operations that wait: for the device, for a sync, for another shard.
+//!
+//! Floor 2. What waits holds a reference to every object it needs, so that a value that is
+//! overwritten meanwhile is still read as it was when the operation was taken.
+//!
+//! Invariants
+//! - every ticket is answered or forgotten exactly once; its buffer goes back to the pool.
+
+use std::collections::{HashMap, VecDeque};
+
+use crate::agent::entry::{Completion, Extent, Tier};
+use crate::id::{AgentNo, ShardNo};
+use crate::segment::Sequence;
+use crate::segment::index::ObjectNo;
+use crate::shard::lanes::LaneRef;
+
+/// Cold reads under way in one shard.
+pub const COLD_READS_MAX: usize = 256;
+/// Buffers kept for reuse.
+const POOLED_BUFFERS_MAX: usize = 32;
+
+/// Who gets the bytes of a read.
+#[derive(Debug)]
+pub enum Destination {
+    /// A lane: bytes go into this extent of its output arena.
+    Lane(LaneRef, Extent),
+    /// A shard that asked on behalf of one of its lanes.
+    Peer {
+        /// The asking shard.
+        shard: ShardNo,
+        /// Its ticket.
+        ticket: u64,
+        /// The bytes so far.
+        bytes: Vec<u8>,
+    },
+}
+
+/// A read of which pieces are missing.
+#[derive(Debug)]
+pub struct PendingRead {
+    /// Who gets it.
+    pub destination: Destination,
+    /// The completion, ready but for tier and failure.
+    pub completion: Completion,
+    /// Pieces missing.
+    pub missing: u32,
+    /// What the window may be filled with afterwards.
+    pub fill: Option<(AgentNo, Box<[u8]>, ObjectNo)>,
+}
+
+/// A piece on its way from the device.
+#[derive(Debug)]
+pub struct ColdPiece {
+    /// The read it belongs to.
+    pub read: u32,
+    /// The object.
+    pub object: ObjectNo,
+    /// First byte wanted.
+    pub from: u32,
+    /// Bytes wanted.
+    pub bytes: u32,
+    /// Where they go, from the start of the extent or of the buffer.
+    pub to: u32,
+}
+
+/// A write or sync that waits for the device.
+#[derive(Debug)]
+pub struct PowerWait {
+    /// The record that has to be on the device.
+    pub sequence: Sequence,
+    /// Who waits.
+    pub lane: LaneRef,
+    /// What to say then.
+    pub completion: Completion,
+}
+
+/// Everything that waits in one shard.
+#[derive(Debug, Default)]
+pub struct Pending {
+    reads: Vec<Option<PendingRead>>,
+    free: Vec<u32>,
+    pieces: HashMap<u64, ColdPiece>,
+    next_ticket: u64,
+    buffers: Vec<Vec<u8>>,
+    /// In order of their sequence.
+    pub power: VecDeque<PowerWait>,
+    /// Reads asked of other shards, by ticket: who asked, its user data, where the reply goes.
+    pub peers: HashMap<u64, (LaneRef, u64, Extent)>,
+}
+
+impl Pending {
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.pieces.is_empty() && self.power.is_empty() && self.peers.is_empty()
+    }
+
+    /// Whether as many more cold reads may start.
+    pub fn has_room(&self, reads: usize) -> bool {
+        self.pieces.len() + reads <= COLD_READS_MAX
+    }
+
+    /// A number for a request to another shard.
+    pub fn ticket(&mut self) -> u64 {
+        self.next_ticket += 1;
+        self.next_ticket
+    }
+
+    /// Keeps a read of which pieces are missing; its number.
+    pub fn add_read(&mut self, read: PendingRead) -> u32 {
+        match self.free.pop() {
+            Some(no) => {
+                self.reads[no as usize] = Some(read);
+                no
+            }
+            None => {
+                self.reads.push(Some(read));
+                self.reads.len() as u32 - 1
+            }
+        }
+    }
+
+    /// Keeps a missing piece; its ticket and a buffer for its object.
+    pub fn add_piece(&mut self, piece: ColdPiece, object_bytes: usize) -> (u64, Vec<u8>) {
+        let ticket = self.ticket();
+        self.pieces.insert(ticket, piece);
+        let mut buffer = self.buffers.pop().unwrap_or_default();
+        buffer.resize(object_bytes, 0);
+        (ticket, buffer)
+    }
+
+    /// The piece of a ticket.
+    pub fn take_piece(&mut self, ticket: u64) -> Option<ColdPiece> {
+        self.pieces.remove(&ticket)
+    }
+
+    /// A read that waits.
+    pub fn read_mut(&mut self, no: u32) -> Option<&mut PendingRead> {
+        self.reads.get_mut(no as usize)?.as_mut()
+    }
+
+    /// One piece of a read came, from `tier`; the read, if that was the last one.
+    pub fn piece_done(&mut self, no: u32, tier: Tier) -> Option<PendingRead> {
+        let read = self.read_mut(no)?;
+        read.missing -= 1;
+        read.completion.tier = tier;
+        if read.missing > 0 {
+            return None;
+        }
+        self.free.push(no);
+        self.reads[no as usize].take()
+    }
+
+    /// Takes a buffer back.
+    pub fn recycle(&mut self, buffer: Vec<u8>) {
+        if self.buffers.len() < POOLED_BUFFERS_MAX {
+            self.buffers.push(buffer);
+        }
+    }
+}

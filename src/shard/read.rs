@@ -1,0 +1,524 @@
+//! Reads: get, exists, scan, several at once, and the pieces that come from the device.
+//!
+//! Floor 2. A value is served in pieces: one for a small value, one per part for a large one. What
+//! is in memory is copied into the reply at once; what is cold is asked of the I/O core, and the
+//! read completes with its last piece.
+
+use crate::agent::entry::{BusyReason, Completion, Status, Submission, Tier};
+use crate::agent::packed;
+use crate::id::{AgentNo, OBJECT_ID_BYTES, ObjectId, VALUE_BYTES_MAX};
+use crate::metrics::{ShardCounters, Stats};
+use crate::segment::index::ObjectNo;
+use crate::segment::{Disk, DiskError, IoRequest, PART_BYTES_MAX};
+use crate::shard::lanes::LaneRef;
+use crate::shard::pending::{ColdPiece, Destination, PendingRead};
+use crate::shard::store::{Piece, Store};
+use crate::shard::{Scratch, Shard, Step};
+use crate::state::Value;
+
+/// Pieces of one read that may be cold: a reply extent holds no more parts than this, and a
+/// multi-get that finds more cold values than this is told to ask for fewer.
+const COLD_PIECES_MAX: usize = 64;
+
+/// Pieces of a read that are not in memory.
+pub(super) type ColdPieces = Vec<ColdPiece>;
+
+/// How far a read came.
+pub(super) enum Served {
+    /// All bytes are in the reply.
+    Whole(Tier),
+    /// Stored bytes are damaged.
+    Corrupt,
+}
+
+impl<D: Disk> Shard<D> {
+    pub(super) fn get(&mut self, at: LaneRef, entry: &Submission, scratch: &mut Scratch) -> Step {
+        let Some(lane) = self.lanes.get_mut(at) else {
+            return Step::Done;
+        };
+        let agent = lane.agent;
+        scratch.copy_key(lane, entry);
+        let Some(value) = self.store.value(agent, &scratch.key) else {
+            self.counters().absent.add(1);
+            self.finish(at, Completion::new(entry.user_data, Status::NotFound));
+            return Step::Done;
+        };
+        self.read_value(at, entry, value, Some((agent, &scratch.key)))
+    }
+
+    /// Serves `value` into the reply extent of `entry`. `owner` is given where the value may enter
+    /// the window of the lane's agent.
+    pub(super) fn read_value(
+        &mut self,
+        at: LaneRef,
+        entry: &Submission,
+        value: Value,
+        owner: Option<(AgentNo, &[u8])>,
+    ) -> Step {
+        let mut completion = Completion::new(entry.user_data, Status::Ok);
+        completion.id = self.store.value_id(value);
+        completion.value_bytes = value.bytes;
+        let from = entry.arg0.min(value.bytes);
+        let bytes = (value.bytes - from).min(u64::from(entry.reply.len));
+        completion.reply_bytes = bytes as u32;
+        completion.more = from + bytes < value.bytes;
+        let whole = from == 0 && !completion.more && !self.is_list(value);
+        let mut cold = ColdPieces::new();
+        let Some(lane) = self.lanes.get_mut(at) else {
+            return Step::Done;
+        };
+        let ring = &lane.ring;
+        let bytes = bytes as u32;
+        let served = serve_value(
+            &mut self.store,
+            value,
+            from,
+            bytes,
+            0,
+            &mut cold,
+            |skip, chunk| {
+                ring.write_reply(entry.reply, skip, chunk);
+            },
+        );
+        let fill = owner.filter(|_| whole);
+        match served {
+            Served::Corrupt => self.finish_corrupt(at, entry.user_data),
+            Served::Whole(tier) if cold.is_empty() => {
+                completion.tier = tier;
+                self.count_tier(tier);
+                self.finish(at, completion);
+                if let Some((agent, key)) = fill {
+                    self.want_fill(agent, key, ObjectNo(value.object));
+                }
+            }
+            Served::Whole(tier) => {
+                completion.tier = tier;
+                let fill = fill.map(|(agent, key)| (agent, key.into(), ObjectNo(value.object)));
+                self.await_cold(Destination::Lane(at, entry.reply), completion, cold, fill);
+            }
+        }
+        Step::Done
+    }
+
+    pub(super) fn exists(
+        &mut self,
+        at: LaneRef,
+        entry: &Submission,
+        scratch: &mut Scratch,
+    ) -> Step {
+        let Some(lane) = self.lanes.get_mut(at) else {
+            return Step::Done;
+        };
+        let agent = lane.agent;
+        scratch.copy_key(lane, entry);
+        let mut completion = Completion::new(entry.user_data, Status::NotFound);
+        if let Some(value) = self.store.value(agent, &scratch.key) {
+            completion.status = Status::Ok;
+            completion.id = self.store.value_id(value);
+            completion.value_bytes = value.bytes;
+        }
+        self.finish(at, completion);
+        Step::Done
+    }
+
+    pub(super) fn scan(&mut self, at: LaneRef, entry: &Submission, scratch: &mut Scratch) -> Step {
+        let Some(lane) = self.lanes.get_mut(at) else {
+            return Step::Done;
+        };
+        scratch.copy_key(lane, entry);
+        scratch.copy_value(lane, entry.value);
+        let limit = if entry.arg0 == 0 {
+            usize::MAX
+        } else {
+            entry.arg0 as usize
+        };
+        let mut completion = Completion::new(entry.user_data, Status::Ok);
+        let (tables, agent) = (&mut self.store.tables, lane.agent);
+        let keys = &mut tables.agents[agent.0 as usize].keys;
+        for (no, (key, value)) in keys.scan(&scratch.key, &scratch.value).enumerate() {
+            let needed = (packed::SCAN_HEAD_BYTES + key.len()) as u32;
+            let full = completion.reply_bytes + needed > entry.reply.len;
+            if no >= limit || full {
+                completion.more = true;
+                if full && no == 0 {
+                    completion.status = Status::ReplyTooSmall;
+                    completion.detail = needed;
+                }
+                break;
+            }
+            let id = tables.objects.get(ObjectNo(value.object)).id;
+            let head = packed::scan_head(key.len() as u16, value.bytes as u32, &id);
+            lane.ring
+                .write_reply(entry.reply, completion.reply_bytes, &head);
+            let key_at = completion.reply_bytes + packed::SCAN_HEAD_BYTES as u32;
+            lane.ring.write_reply(entry.reply, key_at, key);
+            completion.reply_bytes += needed;
+            completion.value_bytes += 1;
+        }
+        self.finish(at, completion);
+        Step::Done
+    }
+
+    pub(super) fn multi_get(
+        &mut self,
+        at: LaneRef,
+        entry: &Submission,
+        scratch: &mut Scratch,
+    ) -> Step {
+        let Some(lane) = self.lanes.get_mut(at) else {
+            return Step::Done;
+        };
+        scratch.copy_value(lane, entry.value);
+        let keys = match packed::Keys::parse(&scratch.value) {
+            Ok(keys) => keys,
+            Err(error) => {
+                let session = lane.session;
+                self.end_session(session, error.into());
+                return Step::Done;
+            }
+        };
+        let (agent, ring) = (lane.agent, &lane.ring);
+        let counters = &self.counters[usize::from(self.options.no.0)];
+        let mut completion = Completion::new(entry.user_data, Status::Ok);
+        let mut cold = ColdPieces::new();
+        let items = keys.count() as u32;
+        let mut plan = match packed::ValuesPlan::new(entry.reply.len, items) {
+            Ok(plan) => plan,
+            Err(needed) => {
+                completion.status = Status::ReplyTooSmall;
+                completion.detail = needed;
+                self.finish(at, completion);
+                return Step::Done;
+            }
+        };
+        for key in keys {
+            let found = self.store.value(agent, key);
+            let mut head = packed::GetHead {
+                status: Status::NotFound,
+                tier: Tier::None,
+                included: false,
+                value_bytes: 0,
+                id: ObjectId::from_bytes([0; OBJECT_ID_BYTES]),
+            };
+            let Some(value) = found else {
+                counters.absent.add(1);
+                let (head_at, _) = plan.place(0);
+                ring.write_reply(entry.reply, head_at, &head.encode());
+                continue;
+            };
+            head.status = Status::Ok;
+            head.value_bytes = value.bytes as u32;
+            head.id = self.store.value_id(value);
+            // What finds no room is named, and left to a get of its own.
+            let room = if cold.len() < COLD_PIECES_MAX {
+                value.bytes
+            } else {
+                u64::MAX
+            };
+            let (head_at, included) = plan.place(room);
+            completion.more |= !included;
+            head.included = included;
+            if included {
+                let to = head_at + packed::GET_HEAD_BYTES as u32;
+                let bytes = value.bytes as u32;
+                let served = serve_value(
+                    &mut self.store,
+                    value,
+                    0,
+                    bytes,
+                    to,
+                    &mut cold,
+                    |skip, chunk| {
+                        ring.write_reply(entry.reply, skip, chunk);
+                    },
+                );
+                match served {
+                    Served::Whole(tier) => {
+                        head.tier = tier;
+                        completion.tier = later(completion.tier, tier);
+                        count_tier(counters, tier);
+                    }
+                    Served::Corrupt => head.status = Status::Corrupt,
+                }
+            }
+            ring.write_reply(entry.reply, head_at, &head.encode());
+        }
+        completion.value_bytes = u64::from(items);
+        completion.reply_bytes = plan.reply_bytes();
+        if cold.is_empty() {
+            self.finish(at, completion);
+        } else {
+            self.await_cold(Destination::Lane(at, entry.reply), completion, cold, None);
+        }
+        Step::Done
+    }
+
+    pub(super) fn stats(&mut self, at: LaneRef, entry: &Submission) -> Step {
+        self.publish_gauges();
+        let mut sum = Stats::default();
+        for counters in self.counters.iter() {
+            sum.add(&counters.read());
+        }
+        let mut completion = Completion::new(entry.user_data, Status::Ok);
+        completion.value_bytes = (Stats::COUNT * 8) as u64;
+        if let Some(lane) = self.lanes.get_mut(at) {
+            for value in sum.to_array() {
+                if completion.reply_bytes + 8 <= entry.reply.len {
+                    let bytes = value.to_le_bytes();
+                    lane.ring
+                        .write_reply(entry.reply, completion.reply_bytes, &bytes);
+                    completion.reply_bytes += 8;
+                }
+            }
+        }
+        completion.more = u64::from(completion.reply_bytes) < completion.value_bytes;
+        self.finish(at, completion);
+        Step::Done
+    }
+
+    /// Asks the I/O core for the missing pieces; the read completes with the last of them.
+    pub(super) fn await_cold(
+        &mut self,
+        destination: Destination,
+        completion: Completion,
+        cold: ColdPieces,
+        fill: Option<(AgentNo, Box<[u8]>, ObjectNo)>,
+    ) {
+        if !self.pending.has_room(cold.len()) {
+            let mut busy = Completion::new(completion.user_data, Status::Busy);
+            busy.detail = BusyReason::ColdReads as u32;
+            return self.deliver(destination, busy);
+        }
+        if let Destination::Lane(at, _) = destination
+            && let Some(lane) = self.lanes.get_mut(at)
+        {
+            lane.pending += 1;
+        }
+        let missing = cold.len() as u32;
+        let read = self.pending.add_read(PendingRead {
+            destination,
+            completion,
+            missing,
+            fill,
+        });
+        for mut piece in cold {
+            piece.read = read;
+            let object = piece.object;
+            self.store.tables.objects.acquire(object);
+            let stored = self.store.tables.objects.get(object).at;
+            let (ticket, buffer) = self.pending.add_piece(piece, stored.bytes as usize);
+            let request = IoRequest::Read {
+                ticket,
+                segment: stored.segment,
+                offset: stored.offset,
+                buffer,
+            };
+            if let Err(IoRequest::Read {
+                ticket,
+                buffer,
+                segment,
+                ..
+            }) = self.store.disk.submit(request)
+            {
+                let errno = libc::EAGAIN;
+                let full = DiskError::Os {
+                    call: "submission",
+                    segment,
+                    errno,
+                };
+                self.cold_piece(ticket, buffer, Err(full));
+            }
+        }
+    }
+
+    /// Takes a piece that the I/O core read, or failed to read.
+    pub(super) fn cold_piece(
+        &mut self,
+        ticket: u64,
+        buffer: Vec<u8>,
+        result: Result<(), DiskError>,
+    ) {
+        let Some(piece) = self.pending.take_piece(ticket) else {
+            return;
+        };
+        let good = match &result {
+            Ok(()) => self.store.take_cold(piece.object, &buffer),
+            Err(_) => false,
+        };
+        let Some(read) = self.pending.read_mut(piece.read) else {
+            return;
+        };
+        if good {
+            let bytes = &buffer[piece.from as usize..(piece.from + piece.bytes) as usize];
+            match &mut read.destination {
+                Destination::Lane(at, reply) => {
+                    if let Some(lane) = self.lanes.get_mut(*at) {
+                        lane.ring.write_reply(*reply, piece.to, bytes);
+                    }
+                }
+                Destination::Peer { bytes: reply, .. } => {
+                    reply[piece.to as usize..][..bytes.len()].copy_from_slice(bytes);
+                }
+            }
+        } else {
+            let status = match &result {
+                Ok(()) => Status::Corrupt,
+                Err(DiskError::Os {
+                    errno: libc::EAGAIN,
+                    ..
+                }) => Status::Busy,
+                Err(_) => Status::IoFailed,
+            };
+            let failed = Completion::new(read.completion.user_data, status);
+            if status == Status::Corrupt {
+                let at = self.store.tables.objects.get(piece.object).at;
+                report_damage(self.options.no.0, at);
+                self.counters().corrupt.add(1);
+            } else if let Err(error) = &result {
+                tracing::warn!(shard = self.options.no.0, %error, "a cold read failed");
+            }
+            if let Some(read) = self.pending.read_mut(piece.read) {
+                read.completion = failed;
+            }
+        }
+        self.store.release(piece.object);
+        self.pending.recycle(buffer);
+        if let Some(read) = self.pending.piece_done(piece.read, Tier::Cold) {
+            if let Destination::Lane(at, _) = read.destination
+                && let Some(lane) = self.lanes.get_mut(at)
+            {
+                lane.pending -= 1;
+            }
+            if read.completion.status == Status::Ok {
+                self.counters().cold_reads.add(1);
+                if let Some((agent, key, object)) = read.fill {
+                    self.want_fill(agent, &key, object);
+                }
+            }
+            self.deliver(read.destination, read.completion);
+        }
+    }
+
+    /// Hands a finished read to whoever asked.
+    pub(super) fn deliver(&mut self, destination: Destination, completion: Completion) {
+        match destination {
+            Destination::Lane(at, _) => self.finish(at, completion),
+            Destination::Peer {
+                shard,
+                ticket,
+                bytes,
+            } => {
+                self.answer_peer(shard, ticket, completion, bytes);
+            }
+        }
+    }
+
+    pub(super) fn finish_corrupt(&mut self, at: LaneRef, user_data: u64) {
+        self.counters().corrupt.add(1);
+        self.finish(at, Completion::new(user_data, Status::Corrupt));
+    }
+
+    pub(super) fn count_tier(&mut self, tier: Tier) {
+        self.last_tier = tier;
+        count_tier(self.counters(), tier);
+    }
+
+    fn is_list(&self, value: Value) -> bool {
+        self.store
+            .tables
+            .objects
+            .get(ObjectNo(value.object))
+            .is_list
+    }
+}
+
+/// Copies bytes `from..from + bytes` of a value to `to` and beyond through `write`. What is cold
+/// is added to `cold`.
+pub(super) fn serve_value<D: Disk>(
+    store: &mut Store<D>,
+    value: Value,
+    from: u64,
+    bytes: u32,
+    to: u32,
+    cold: &mut ColdPieces,
+    mut write: impl FnMut(u32, &[u8]),
+) -> Served {
+    debug_assert!(from + u64::from(bytes) <= value.bytes && value.bytes <= VALUE_BYTES_MAX);
+    let object = ObjectNo(value.object);
+    if !store.tables.objects.get(object).is_list {
+        return serve_piece(store, object, from as u32, bytes, to, cold, &mut write);
+    }
+    let mut worst = Tier::None;
+    let (mut from, mut left, mut to) = (from, bytes, to);
+    while left > 0 {
+        let part = (from / PART_BYTES_MAX as u64) as usize;
+        let within = (from % PART_BYTES_MAX as u64) as u32;
+        let take = left.min(PART_BYTES_MAX as u32 - within);
+        let object = store.tables.lists[&object.0][part];
+        match serve_piece(store, object, within, take, to, cold, &mut write) {
+            Served::Whole(tier) => worst = later(worst, tier),
+            Served::Corrupt => return Served::Corrupt,
+        }
+        from += u64::from(take);
+        left -= take;
+        to += take;
+    }
+    Served::Whole(worst)
+}
+
+fn serve_piece<D: Disk>(
+    store: &mut Store<D>,
+    object: ObjectNo,
+    from: u32,
+    bytes: u32,
+    to: u32,
+    cold: &mut ColdPieces,
+    write: &mut impl FnMut(u32, &[u8]),
+) -> Served {
+    let mut at = to;
+    let piece = store.piece(object, from as usize, bytes as usize, |chunk| {
+        write(at, chunk);
+        at += chunk.len() as u32;
+    });
+    match piece {
+        Piece::L2 => Served::Whole(Tier::L2),
+        Piece::L3 => Served::Whole(Tier::L3),
+        Piece::Cold(_) => {
+            cold.push(ColdPiece {
+                read: 0,
+                object,
+                from,
+                bytes,
+                to,
+            });
+            Served::Whole(Tier::Cold)
+        }
+        Piece::Corrupt(place) => {
+            report_damage(u16::MAX, place);
+            Served::Corrupt
+        }
+    }
+}
+
+/// The farther of two tiers.
+fn later(a: Tier, b: Tier) -> Tier {
+    if b as u8 > a as u8 { b } else { a }
+}
+
+fn count_tier(counters: &ShardCounters, tier: Tier) {
+    match tier {
+        Tier::L2 => counters.l2_hits.add(1),
+        Tier::L3 => counters.l3_hits.add(1),
+        _ => {}
+    }
+}
+
+fn report_damage(shard: u16, at: crate::segment::Location) {
+    tracing::error!(
+        shard,
+        segment = at.segment.0,
+        offset = at.offset,
+        bytes = at.bytes,
+        "stored bytes are damaged; the value is quarantined"
+    );
+}

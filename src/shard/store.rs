@@ -1,0 +1,570 @@
+//! What a shard stores: tables, log, L2 and windows behind one set of verbs, without lanes.
+//!
+//! Floor 2. [`Store::piece`] is the read path below L1; [`Store::put`], [`Store::delete`] and
+//! [`Store::flush`] are the write path.
+//!
+//! Cost of a read served by L2, 1 KiB: about 5 cache lines of tables and 16 of bytes, no system
+//! call. By L3: the page's residency is asked (1 system call), the object hashed. Of a write: the
+//! payload is copied into the append buffer and hashed; one system call per flush, which a turn's
+//! writes share.
+//!
+//! Invariants
+//! - a write changes the tables at once and the windows' old value is dropped at once; the new one
+//!   enters a window only after the flush that made it survive the process.
+//! - until the flush, `undo` can take every write of the turn back, in reverse.
+//! - bytes from segments are compared with their id before anyone sees them.
+
+use crate::cache::{EntryNo, L2};
+use crate::id::{AgentNo, OBJECT_ID_BYTES, ObjectId};
+use crate::segment::index::{NOT_CACHED, ObjectNo};
+use crate::segment::{
+    Disk, DiskError, HEAD_BYTES_MAX, IoReply, ListPayload, Location, Log, LogError, LogEvent,
+    NotReady, PART_BYTES_MAX, Read, Record, Sequence, ValueKind,
+};
+use crate::shard::tables::{Freed, Tables};
+use crate::state::Value;
+
+/// Why a write was not applied. Nothing changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refused {
+    /// The next segment is still being made: try again in a later turn.
+    Wait,
+    /// Indexes would take more memory than the shard may have.
+    Memory,
+    /// The disk is full.
+    NoSpace,
+    /// A sync or write failed for good: the shard takes no more writes.
+    ReadOnly,
+    /// The value is not the one that the caller expected; this is the current one.
+    Stale(Option<ObjectId>),
+}
+
+/// Where a piece of a value came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Piece {
+    /// Served from L2.
+    L2,
+    /// Served from a segment whose pages were in memory.
+    L3,
+    /// Not in memory: read it through the I/O core.
+    Cold(Location),
+    /// The stored bytes do not match the id.
+    Corrupt(Location),
+}
+
+/// A write that was applied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Written {
+    /// Its record: what a sync has to reach.
+    pub sequence: Sequence,
+    /// The id of the value.
+    pub id: ObjectId,
+    /// Whether the object was stored already.
+    pub deduplicated: bool,
+}
+
+/// What a flush found out.
+#[derive(Debug)]
+pub enum Flushed {
+    /// Everything appended so far survives the process.
+    Done,
+    /// Nothing since the last flush was stored, and the tables are as they were then.
+    Undone(LogError),
+}
+
+/// How to take a write back.
+#[derive(Debug)]
+enum Undo {
+    /// The key named `before`, whose reference is still held here.
+    Key {
+        agent: AgentNo,
+        key: (u32, u32),
+        before: Option<Value>,
+    },
+    /// An agent was added.
+    Agent,
+    /// An agent was marked public or private.
+    Public { agent: AgentNo, before: bool },
+}
+
+/// Tables, log, caches and disk of one shard.
+pub struct Store<D> {
+    /// Agents, keys, objects.
+    pub tables: Tables,
+    /// The append side of the segments.
+    pub log: Log,
+    /// The files.
+    pub disk: D,
+    /// Values in private memory.
+    pub l2: L2,
+    index_bytes_max: u64,
+    index_bytes: u64,
+    undo: Vec<Undo>,
+    undo_keys: Vec<u8>,
+    freed: Freed,
+    list_buffer: Vec<u8>,
+    list_ids: Vec<ObjectId>,
+}
+
+impl<D: Disk> Store<D> {
+    /// A store over recovered tables.
+    pub fn new(mut tables: Tables, mut log: Log, disk: D, l2: L2, index_bytes_max: u64) -> Self {
+        for (segment, bytes) in tables.take_dead() {
+            log.garbage(segment, bytes);
+        }
+        let index_bytes = tables.memory_bytes();
+        Self {
+            tables,
+            log,
+            disk,
+            l2,
+            index_bytes_max,
+            index_bytes,
+            undo: Vec::with_capacity(256),
+            undo_keys: Vec::with_capacity(16 << 10),
+            freed: Freed::with_capacity(64),
+            list_buffer: Vec::new(),
+            list_ids: Vec::new(),
+        }
+    }
+
+    /// What a key names.
+    #[inline]
+    pub fn value(&self, agent: AgentNo, key: &[u8]) -> Option<Value> {
+        self.tables.agent(agent).keys.get(key)
+    }
+
+    /// The id of what a key names.
+    pub fn value_id(&self, value: Value) -> ObjectId {
+        self.tables.objects.get(ObjectNo(value.object)).id
+    }
+
+    /// Hands `bytes` bytes of an object, from byte `from`, to `sink` in order. What is cold or
+    /// damaged is not handed over at all.
+    #[inline]
+    pub fn piece(
+        &mut self,
+        no: ObjectNo,
+        from: usize,
+        bytes: usize,
+        mut sink: impl FnMut(&[u8]),
+    ) -> Piece {
+        let object = self.tables.objects.get(no);
+        if object.cached != NOT_CACHED {
+            slice_chunks(self.l2.get(EntryNo(object.cached)), from, bytes, &mut sink);
+            return Piece::L2;
+        }
+        let (at, id, is_list) = (object.at, object.id, object.is_list);
+        if object.quarantined {
+            return Piece::Corrupt(at);
+        }
+        match self.log.read(&mut self.disk, at) {
+            Read::Cold => Piece::Cold(at),
+            Read::Here(stored) => {
+                if object_id(is_list, stored) != id {
+                    self.tables.objects.quarantine(no);
+                    return Piece::Corrupt(at);
+                }
+                sink(&stored[from..from + bytes]);
+                admit(&mut self.l2, &mut self.tables, no, stored);
+                Piece::L3
+            }
+        }
+    }
+
+    /// Takes the bytes of an object that the I/O core read; whether they are what they should be.
+    pub fn take_cold(&mut self, no: ObjectNo, stored: &[u8]) -> bool {
+        let object = self.tables.objects.get(no);
+        if object_id(object.is_list, stored) != object.id {
+            self.tables.objects.quarantine(no);
+            return false;
+        }
+        if object.cached == NOT_CACHED {
+            admit(&mut self.l2, &mut self.tables, no, stored);
+        }
+        true
+    }
+
+    /// Whether a record with this payload can be appended now.
+    pub fn ready(&mut self, payload_bytes: usize, adds_key: bool) -> Result<(), Refused> {
+        if adds_key && self.index_bytes > self.index_bytes_max {
+            return Err(Refused::Memory);
+        }
+        match self.log.ready(payload_bytes + HEAD_BYTES_MAX) {
+            Ok(()) => Ok(()),
+            Err(NotReady::Wait) => Err(Refused::Wait),
+            Err(NotReady::Failed(DiskError::NoSpace)) => Err(Refused::NoSpace),
+            Err(NotReady::Failed(_) | NotReady::ReadOnly(_)) => Err(Refused::ReadOnly),
+        }
+    }
+
+    /// Checks what a caller expects a key to name: `None` nothing, `Some(id)` that value.
+    pub fn expect(
+        &self,
+        agent: AgentNo,
+        key: &[u8],
+        expected: &[u8; OBJECT_ID_BYTES],
+    ) -> Result<(), Refused> {
+        let current = self.value(agent, key).map(|value| self.value_id(value));
+        let matches = match current {
+            None => *expected == [0; OBJECT_ID_BYTES],
+            Some(id) => id.as_bytes() == expected,
+        };
+        if matches {
+            Ok(())
+        } else {
+            Err(Refused::Stale(current))
+        }
+    }
+
+    /// Lets a key name a value of at most one part.
+    pub fn put(&mut self, agent: AgentNo, key: &[u8], payload: &[u8]) -> Result<Written, Refused> {
+        let before = self.value(agent, key);
+        self.ready(payload.len(), before.is_none())?;
+        let id = ObjectId::of_blob(payload);
+        let (object, stored) = match self.tables.objects.find(&id) {
+            Some(object) => {
+                self.tables.objects.acquire(object);
+                (Some(object), true)
+            }
+            None => (None, false),
+        };
+        let value_bytes = payload.len() as u64;
+        let record = Record::Put {
+            agent,
+            key,
+            kind: ValueKind::Blob,
+            id,
+            value_bytes,
+            payload: (!stored).then_some(payload),
+        };
+        let appended = self.log.append(&record).map_err(refused)?;
+        let object = object.unwrap_or_else(|| self.tables.add_object(id, false, appended.payload));
+        if self.tables.objects.get(object).cached == NOT_CACHED {
+            admit(&mut self.l2, &mut self.tables, object, payload);
+        }
+        self.name(
+            agent,
+            key,
+            Value {
+                object: object.0,
+                bytes: value_bytes,
+            },
+        );
+        Ok(Written {
+            sequence: appended.sequence,
+            id,
+            deduplicated: stored,
+        })
+    }
+
+    /// Stores one part of a large value; the caller holds its reference until the list does.
+    pub fn put_part(&mut self, payload: &[u8]) -> Result<ObjectNo, Refused> {
+        self.ready(payload.len(), false)?;
+        let id = ObjectId::of_blob(payload);
+        let known = self.tables.objects.find(&id);
+        let payload = known.is_none().then_some(payload);
+        let record = Record::Object {
+            kind: ValueKind::Blob,
+            id,
+            payload,
+        };
+        let appended = self.log.append(&record).map_err(refused)?;
+        match known {
+            Some(object) => {
+                self.tables.objects.acquire(object);
+                Ok(object)
+            }
+            None => Ok(self.tables.add_object(id, false, appended.payload)),
+        }
+    }
+
+    /// Lets a key name a large value: takes over the references to its parts.
+    pub fn put_list(
+        &mut self,
+        agent: AgentNo,
+        key: &[u8],
+        value_bytes: u64,
+        parts: &mut Vec<ObjectNo>,
+    ) -> Result<Written, Refused> {
+        let before = self.value(agent, key);
+        self.ready(PART_BYTES_MAX, before.is_none())?;
+        let mut buffer = std::mem::take(&mut self.list_buffer);
+        buffer.clear();
+        let mut ids = std::mem::take(&mut self.list_ids);
+        ids.clear();
+        ids.extend(parts.iter().map(|&part| self.tables.objects.get(part).id));
+        ListPayload::encode(value_bytes, PART_BYTES_MAX as u32, &ids, &mut buffer)
+            .expect("as many whole parts as the value has bytes");
+        self.list_ids = ids;
+        let written = self.put_encoded_list(agent, key, value_bytes, &buffer, parts);
+        self.list_buffer = buffer;
+        written
+    }
+
+    fn put_encoded_list(
+        &mut self,
+        agent: AgentNo,
+        key: &[u8],
+        value_bytes: u64,
+        payload: &[u8],
+        parts: &mut Vec<ObjectNo>,
+    ) -> Result<Written, Refused> {
+        let id = ObjectId::of_list(payload);
+        let known = self.tables.objects.find(&id);
+        let record = Record::Put {
+            agent,
+            key,
+            kind: ValueKind::List,
+            id,
+            value_bytes,
+            payload: known.is_none().then_some(payload),
+        };
+        let appended = self.log.append(&record).map_err(refused)?;
+        let object = match known {
+            Some(object) => {
+                self.tables.objects.acquire(object);
+                // The list that is stored holds the same parts already.
+                for part in parts.drain(..) {
+                    self.tables.release(part, &mut self.freed);
+                }
+                self.forget_freed();
+                object
+            }
+            None => {
+                let object = self.tables.add_object(id, true, appended.payload);
+                self.tables.add_list(object, parts.drain(..).collect());
+                object
+            }
+        };
+        self.name(
+            agent,
+            key,
+            Value {
+                object: object.0,
+                bytes: value_bytes,
+            },
+        );
+        Ok(Written {
+            sequence: appended.sequence,
+            id,
+            deduplicated: known.is_some(),
+        })
+    }
+
+    /// Removes a key; `None` where it was not there.
+    pub fn delete(&mut self, agent: AgentNo, key: &[u8]) -> Result<Option<Sequence>, Refused> {
+        if self.value(agent, key).is_none() {
+            return Ok(None);
+        }
+        self.ready(0, false)?;
+        let record = Record::Delete { agent, key };
+        let appended = self.log.append(&record).map_err(refused)?;
+        let before = self.tables.remove_key(agent, key);
+        self.remember(agent, key, before);
+        Ok(Some(appended.sequence))
+    }
+
+    /// Adds an agent, or marks a known one public or private; its number.
+    pub fn put_agent(&mut self, name: &[u8], public: bool) -> Result<AgentNo, Refused> {
+        let known = self.tables.agent_no(name);
+        if let Some(agent) = known
+            && self.tables.agent(agent).public == public
+        {
+            return Ok(agent);
+        }
+        self.ready(0, known.is_none())?;
+        let agent = known.unwrap_or(AgentNo(self.tables.agents.len() as u32));
+        let record = Record::Agent {
+            agent,
+            public,
+            name,
+        };
+        self.log.append(&record).map_err(refused)?;
+        match known {
+            Some(agent) => {
+                let before = std::mem::replace(&mut self.tables.agent_mut(agent).public, public);
+                self.undo.push(Undo::Public { agent, before });
+            }
+            None => {
+                self.tables.add_agent(name, public);
+                self.undo.push(Undo::Agent);
+            }
+        }
+        Ok(agent)
+    }
+
+    /// Gives back the references of an upload that won't end.
+    pub fn release_parts(&mut self, parts: &mut Vec<ObjectNo>) {
+        for part in parts.drain(..) {
+            self.tables.release(part, &mut self.freed);
+        }
+        self.forget_freed();
+    }
+
+    /// Gives back a reference that a pending read held.
+    pub fn release(&mut self, object: ObjectNo) {
+        self.tables.release(object, &mut self.freed);
+        self.forget_freed();
+    }
+
+    /// Whether something was appended that a crash of the process would lose.
+    #[must_use]
+    pub fn is_dirty(&self) -> bool {
+        self.log.last() != self.log.flushed()
+    }
+
+    /// Writes out what was appended. On failure every write since the last flush is taken back.
+    pub fn flush(&mut self) -> Flushed {
+        let outcome = self.log.flush(&mut self.disk);
+        let mut undo = std::mem::take(&mut self.undo);
+        match &outcome {
+            Ok(()) => {
+                for change in undo.drain(..) {
+                    if let Undo::Key {
+                        before: Some(before),
+                        ..
+                    } = change
+                    {
+                        self.tables
+                            .release(ObjectNo(before.object), &mut self.freed);
+                    }
+                }
+            }
+            Err(_) => {
+                for change in undo.drain(..).rev() {
+                    self.take_back(change);
+                }
+                // What was dropped with the flush is in no segment: no garbage either.
+                for (no, at) in std::mem::take(&mut self.freed) {
+                    self.tables.garbage_bytes -= u64::from(at.bytes);
+                    self.forget_cached(no);
+                }
+            }
+        }
+        self.undo = undo;
+        self.undo_keys.clear();
+        self.forget_freed();
+        match outcome {
+            Ok(()) => Flushed::Done,
+            Err(error) => Flushed::Undone(error),
+        }
+    }
+
+    /// Lets the log act on an answer of the I/O core.
+    pub fn on_reply(&mut self, reply: IoReply) -> LogEvent {
+        self.log.on_reply(reply)
+    }
+
+    /// Measures the memory of the indexes again: too slow for every write, cheap now and then.
+    pub fn measure(&mut self) -> u64 {
+        self.index_bytes = self.tables.memory_bytes();
+        self.index_bytes
+    }
+
+    fn take_back(&mut self, change: Undo) {
+        match change {
+            Undo::Key {
+                agent,
+                key: (from, to),
+                before,
+            } => {
+                let key = &self.undo_keys[from as usize..to as usize];
+                let written = match before {
+                    Some(before) => self.tables.set_key(agent, key, before),
+                    None => self.tables.remove_key(agent, key),
+                };
+                if let Some(written) = written {
+                    self.tables
+                        .release(ObjectNo(written.object), &mut self.freed);
+                }
+            }
+            Undo::Agent => self.tables.remove_last_agent(),
+            Undo::Public { agent, before } => self.tables.agent_mut(agent).public = before,
+        }
+    }
+
+    fn name(&mut self, agent: AgentNo, key: &[u8], value: Value) {
+        let before = self.tables.set_key(agent, key, value);
+        self.remember(agent, key, before);
+    }
+
+    /// Drops the old value from the window and keeps what it takes to undo the change.
+    fn remember(&mut self, agent: AgentNo, key: &[u8], before: Option<Value>) {
+        if let Some(window) = &mut self.tables.agent_mut(agent).window {
+            window.invalidate(key);
+        }
+        let from = self.undo_keys.len() as u32;
+        self.undo_keys.extend_from_slice(key);
+        let key = (from, self.undo_keys.len() as u32);
+        self.undo.push(Undo::Key { agent, key, before });
+    }
+
+    /// Drops what L2 holds of objects that went, and counts their bytes as garbage. Called before
+    /// any object is added, which could take over a number that L2 still knows.
+    fn forget_freed(&mut self) {
+        while let Some((no, at)) = self.freed.pop() {
+            self.forget_cached(no);
+            self.log.garbage(at.segment, u64::from(at.bytes));
+        }
+    }
+
+    fn forget_cached(&mut self, no: ObjectNo) {
+        let entry = self.tables.objects.get(no).cached;
+        if entry != NOT_CACHED {
+            self.l2.remove(EntryNo(entry));
+            self.tables.objects.set_cached(no, NOT_CACHED);
+        }
+    }
+}
+
+/// The id that stored bytes should have.
+fn object_id(is_list: bool, stored: &[u8]) -> ObjectId {
+    if is_list {
+        ObjectId::of_list(stored)
+    } else {
+        ObjectId::of_blob(stored)
+    }
+}
+
+/// Offers an object to L2, and clears the back pointers of what had to leave.
+fn admit(l2: &mut L2, tables: &mut Tables, no: ObjectNo, stored: &[u8]) {
+    let objects = &mut tables.objects;
+    let fingerprint = objects.get(no).id.hash64();
+    let entry = l2.insert(no.0, fingerprint, stored, &mut |evicted| {
+        objects.set_cached(ObjectNo(evicted), NOT_CACHED);
+    });
+    if let Some(EntryNo(entry)) = entry {
+        objects.set_cached(no, entry);
+    }
+}
+
+/// Hands the bytes `from..from + bytes` of a chunked value to `sink`.
+fn slice_chunks<'a>(
+    chunks: impl Iterator<Item = &'a [u8]>,
+    mut from: usize,
+    mut bytes: usize,
+    sink: &mut impl FnMut(&[u8]),
+) {
+    for chunk in chunks {
+        if bytes == 0 {
+            return;
+        }
+        if from >= chunk.len() {
+            from -= chunk.len();
+            continue;
+        }
+        let take = (chunk.len() - from).min(bytes);
+        sink(&chunk[from..from + take]);
+        from = 0;
+        bytes -= take;
+    }
+}
+
+fn refused(error: LogError) -> Refused {
+    match error {
+        LogError::NotReady(NotReady::Wait) => Refused::Wait,
+        LogError::NotReady(NotReady::Failed(DiskError::NoSpace)) => Refused::NoSpace,
+        _ => Refused::ReadOnly,
+    }
+}

@@ -1,0 +1,400 @@
+//! Writes: put, delete, large values in parts, several at once, and sync.
+//!
+//! Floor 2. Each checks everything that could refuse it, then appends its record and changes the
+//! tables; the flush at the end of the turn makes it survive the process, and only then is it
+//! acknowledged (a volatile write is acknowledged at once).
+
+use crate::agent::entry::{BusyReason, Completion, Status, Submission};
+use crate::agent::packed;
+use crate::config::Durability;
+use crate::id::{OBJECT_ID_BYTES, ObjectId, VALUE_BYTES_MAX};
+use crate::segment::{Disk, DiskError, HEAD_BYTES_MAX, LogError, PART_BYTES_MAX, Sequence};
+use crate::shard::lanes::{LaneRef, Upload};
+use crate::shard::store::{Refused, Written};
+use crate::shard::{Scratch, Shard, Staged, Step};
+
+/// Large values on their way in at once, per shard: each holds its parts' numbers.
+const UPLOADS_MAX: usize = 1024;
+
+impl<D: Disk> Shard<D> {
+    pub(super) fn put(&mut self, at: LaneRef, entry: &Submission, scratch: &mut Scratch) -> Step {
+        let Some(lane) = self.lanes.get_mut(at) else {
+            return Step::Done;
+        };
+        let agent = lane.agent;
+        scratch.copy_key(lane, entry);
+        scratch.copy_value(lane, entry.payload());
+        let written = self
+            .check_expected(at, entry, &scratch.key)
+            .and_then(|()| self.store.put(agent, &scratch.key, &scratch.value));
+        if let Ok(written) = &written
+            && let Some(object) = self.store.tables.objects.find(&written.id)
+        {
+            self.want_fill(agent, &scratch.key, object);
+        }
+        self.end_write(at, entry, written)
+    }
+
+    pub(super) fn delete(
+        &mut self,
+        at: LaneRef,
+        entry: &Submission,
+        scratch: &mut Scratch,
+    ) -> Step {
+        let Some(lane) = self.lanes.get_mut(at) else {
+            return Step::Done;
+        };
+        let agent = lane.agent;
+        scratch.copy_key(lane, entry);
+        let deleted = self
+            .check_expected(at, entry, &scratch.key)
+            .and_then(|()| self.store.delete(agent, &scratch.key));
+        match deleted {
+            Ok(None) => {
+                self.finish(at, Completion::new(entry.user_data, Status::NotFound));
+                Step::Done
+            }
+            Ok(Some(sequence)) => {
+                let id = ObjectId::from_bytes([0; OBJECT_ID_BYTES]);
+                let written = Written {
+                    sequence,
+                    id,
+                    deduplicated: false,
+                };
+                self.end_write(at, entry, Ok(written))
+            }
+            Err(refused) => self.end_write(at, entry, Err(refused)),
+        }
+    }
+
+    /// One part of a large value, in order; the last one lets the key name it.
+    pub(super) fn put_part(
+        &mut self,
+        at: LaneRef,
+        entry: &Submission,
+        scratch: &mut Scratch,
+    ) -> Step {
+        let Some(lane) = self.lanes.get_mut(at) else {
+            return Step::Done;
+        };
+        let agent = lane.agent;
+        scratch.copy_key(lane, entry);
+        scratch.copy_value(lane, entry.payload());
+        let (offset, total) = (entry.arg0, entry.arg1);
+        if total > VALUE_BYTES_MAX {
+            self.finish(at, Completion::new(entry.user_data, Status::TooLarge));
+            return Step::Done;
+        }
+        if offset == 0 && !self.begin_upload(at, &scratch.key, total) {
+            let mut busy = Completion::new(entry.user_data, Status::Busy);
+            busy.detail = BusyReason::Uploads as u32;
+            self.finish(at, busy);
+            return Step::Done;
+        }
+        let Some(mut upload) = self
+            .lanes
+            .get_mut(at)
+            .and_then(|lane| lane.upload.take())
+            .map(|upload| *upload)
+        else {
+            return self.out_of_order(at, entry, 0);
+        };
+        let bytes = scratch.value.len() as u64;
+        let whole = bytes == PART_BYTES_MAX as u64 || offset + bytes == total;
+        if upload.key != scratch.key || upload.total != total || upload.stored != offset || !whole {
+            let expected = upload.stored;
+            self.drop_upload(upload);
+            return self.out_of_order(at, entry, expected);
+        }
+        let last = offset + bytes == total;
+        let refused = if last {
+            self.check_expected(at, entry, &scratch.key).err()
+        } else {
+            None
+        };
+        let stored = match refused {
+            Some(refused) => Err(refused),
+            None if last => {
+                // Both records or none: the list is as long as its parts' ids.
+                let adds_key = self.store.value(agent, &scratch.key).is_none();
+                self.store
+                    .ready(scratch.value.len() + PART_BYTES_MAX, adds_key)
+                    .and_then(|()| self.store.put_part(&scratch.value))
+            }
+            None => self.store.put_part(&scratch.value),
+        };
+        let part = match stored {
+            Ok(part) => part,
+            Err(Refused::Wait) => {
+                self.put_back(at, upload);
+                return Step::Stall;
+            }
+            Err(refused) => {
+                self.drop_upload(upload);
+                return self.end_write(at, entry, Err(refused));
+            }
+        };
+        upload.parts.push(part);
+        upload.stored += bytes;
+        upload.unflushed = true;
+        if last {
+            let written = self
+                .store
+                .put_list(agent, &scratch.key, total, &mut upload.parts);
+            self.drop_upload(upload);
+            return self.end_write(at, entry, written);
+        }
+        self.put_back(at, upload);
+        let id = self.store.tables.objects.get(part).id;
+        let sequence = self.store.log.last();
+        self.end_write(
+            at,
+            entry,
+            Ok(Written {
+                sequence,
+                id,
+                deduplicated: false,
+            }),
+        )
+    }
+
+    pub(super) fn multi_put(
+        &mut self,
+        at: LaneRef,
+        entry: &Submission,
+        scratch: &mut Scratch,
+    ) -> Step {
+        let Some(lane) = self.lanes.get_mut(at) else {
+            return Step::Done;
+        };
+        let agent = lane.agent;
+        scratch.copy_value(lane, entry.value);
+        let pairs = match packed::Pairs::parse(&scratch.value) {
+            Ok(pairs) => pairs,
+            Err(error) => {
+                let session = lane.session;
+                self.end_session(session, error.into());
+                return Step::Done;
+            }
+        };
+        let items = pairs.count();
+        let needed = (items * packed::PUT_ANSWER_BYTES) as u32;
+        if needed > entry.reply.len {
+            let mut completion = Completion::new(entry.user_data, Status::ReplyTooSmall);
+            completion.detail = needed;
+            self.finish(at, completion);
+            return Step::Done;
+        }
+        // All or none: room for every record is asked for before the first is appended.
+        let bytes = pairs
+            .map(|(_, value)| value.len() + HEAD_BYTES_MAX)
+            .sum::<usize>();
+        if let Err(refused) = self.store.ready(bytes, true) {
+            return self.end_write(at, entry, Err(refused));
+        }
+        let durability = entry.durability.unwrap_or(self.options.durability);
+        let mut last = None;
+        for (no, (key, value)) in pairs.enumerate() {
+            let written = match self.store.put(agent, key, value) {
+                Ok(written) => written,
+                Err(refused) => return self.end_write(at, entry, Err(refused)),
+            };
+            if let Some(object) = self.store.tables.objects.find(&written.id) {
+                self.want_fill(agent, key, object);
+            }
+            let answer = packed::PutAnswer {
+                status: Status::Ok,
+                durability: Some(durability),
+                detail: 0,
+                id: written.id,
+            };
+            let skip = (no * packed::PUT_ANSWER_BYTES) as u32;
+            if let Some(lane) = self.lanes.get_mut(at) {
+                lane.ring.write_reply(entry.reply, skip, &answer.encode());
+            }
+            last = Some(written);
+        }
+        let last = last.expect("a checked list has at least one pair");
+        self.counters().writes.add(items as u64 - 1);
+        self.end_write_with(at, entry, Ok(last), needed)
+    }
+
+    /// Waits until what was written has the durability asked for.
+    pub(super) fn sync(&mut self, at: LaneRef, entry: &Submission) -> Step {
+        let last = self.store.log.last();
+        let asked = if entry.arg0 == 0 {
+            last
+        } else {
+            Sequence(entry.arg0).min(last)
+        };
+        let id = ObjectId::from_bytes([0; OBJECT_ID_BYTES]);
+        self.acknowledge(
+            at,
+            entry,
+            Written {
+                sequence: asked,
+                id,
+                deduplicated: false,
+            },
+            0,
+        );
+        Step::Done
+    }
+
+    fn check_expected(
+        &mut self,
+        at: LaneRef,
+        entry: &Submission,
+        key: &[u8],
+    ) -> Result<(), Refused> {
+        let Some(extent) = entry.expected() else {
+            return Ok(());
+        };
+        let Some(lane) = self.lanes.get_mut(at) else {
+            return Ok(());
+        };
+        let agent = lane.agent;
+        let mut expected = [0; OBJECT_ID_BYTES];
+        lane.ring.copy_in(extent, &mut expected);
+        self.store.expect(agent, key, &expected)
+    }
+
+    fn end_write(
+        &mut self,
+        at: LaneRef,
+        entry: &Submission,
+        written: Result<Written, Refused>,
+    ) -> Step {
+        self.end_write_with(at, entry, written, 0)
+    }
+
+    /// Ends a write of which `reply_bytes` are in the reply extent.
+    fn end_write_with(
+        &mut self,
+        at: LaneRef,
+        entry: &Submission,
+        written: Result<Written, Refused>,
+        reply_bytes: u32,
+    ) -> Step {
+        let (status, detail) = match written {
+            Ok(written) => {
+                self.counters().writes.add(1);
+                self.counters()
+                    .deduplicated
+                    .add(u64::from(written.deduplicated));
+                self.acknowledge(at, entry, written, reply_bytes);
+                return Step::Done;
+            }
+            Err(Refused::Wait) => return Step::Stall,
+            Err(Refused::Stale(current)) => {
+                let mut completion = Completion::new(entry.user_data, Status::Stale);
+                if let Some(id) = current {
+                    completion.id = id;
+                }
+                self.finish(at, completion);
+                return Step::Done;
+            }
+            Err(Refused::Memory) => (Status::Busy, BusyReason::Memory as u32),
+            Err(Refused::NoSpace) => (Status::NoSpace, 0),
+            Err(Refused::ReadOnly) => (Status::ReadOnly, 0),
+        };
+        let mut completion = Completion::new(entry.user_data, status);
+        completion.detail = detail;
+        self.finish(at, completion);
+        Step::Done
+    }
+
+    /// Acknowledges a write once it has the durability that it asked for.
+    fn acknowledge(&mut self, at: LaneRef, entry: &Submission, written: Written, reply_bytes: u32) {
+        let durability = entry.durability.unwrap_or(self.options.durability);
+        let mut completion = Completion::new(entry.user_data, Status::Ok);
+        completion.id = written.id;
+        completion.value_bytes = written.sequence.0;
+        completion.reply_bytes = reply_bytes;
+        completion.durability = Some(durability.min(Durability::Process));
+        if durability == Durability::Volatile {
+            return self.post(at, &completion);
+        }
+        self.must_flush = true;
+        let power = durability == Durability::Power;
+        self.staged.push(Staged {
+            lane: at,
+            completion,
+            power,
+        });
+    }
+
+    /// Starts a large value, dropping one that the lane never ended; `false` where there are too
+    /// many.
+    fn begin_upload(&mut self, at: LaneRef, key: &[u8], total: u64) -> bool {
+        if let Some(old) = self
+            .lanes
+            .get_mut(at)
+            .and_then(|lane| lane.upload.take())
+            .map(|upload| *upload)
+        {
+            self.drop_upload(old);
+        }
+        if self.uploads >= UPLOADS_MAX {
+            return false;
+        }
+        if let Some(lane) = self.lanes.get_mut(at) {
+            self.uploads += 1;
+            let upload = Upload {
+                key: key.to_vec(),
+                total,
+                ..Upload::default()
+            };
+            lane.upload = Some(Box::new(upload));
+        }
+        true
+    }
+
+    fn put_back(&mut self, at: LaneRef, upload: Upload) {
+        match self.lanes.get_mut(at) {
+            Some(lane) => lane.upload = Some(Box::new(upload)),
+            None => self.drop_upload(upload),
+        }
+    }
+
+    /// Gives up what is left of a large value.
+    pub(super) fn drop_upload(&mut self, mut upload: Upload) {
+        self.uploads -= 1;
+        self.store.release_parts(&mut upload.parts);
+    }
+
+    fn out_of_order(&mut self, at: LaneRef, entry: &Submission, expected: u64) -> Step {
+        let mut completion = Completion::new(entry.user_data, Status::UploadOutOfOrder);
+        completion.value_bytes = expected;
+        self.finish(at, completion);
+        Step::Done
+    }
+
+    /// Gives up large values of which parts were lost with a failed flush.
+    pub(super) fn drop_unflushed_uploads(&mut self) {
+        let mut lost = Vec::new();
+        for (_, lane) in self.lanes.iter_mut() {
+            if lane.upload.as_ref().is_some_and(|upload| upload.unflushed) {
+                lost.extend(lane.upload.take().map(|upload| *upload));
+            }
+        }
+        for upload in lost {
+            self.drop_upload(upload);
+        }
+    }
+}
+
+/// What to tell writers whose flush failed: nothing of theirs was stored.
+pub(super) fn flush_status(error: &LogError) -> (Status, u32) {
+    match error {
+        LogError::Write {
+            error: DiskError::NoSpace,
+            ..
+        } => (Status::NoSpace, 0),
+        LogError::Write {
+            error: DiskError::Os { errno, .. },
+            ..
+        } => (Status::IoFailed, *errno as u32),
+        _ => (Status::IoFailed, 0),
+    }
+}
