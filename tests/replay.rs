@@ -300,3 +300,11 @@ fn workers_do_not_outlive_their_replay() {
         })
     });
 }
+
+#[test]
+fn the_shipped_configuration_is_good() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("runtime-config/replay-850.toml");
+    let config = helios::config::Config::load(&path).expect("the shipped file");
+    // What its comment says the windows take.
+    assert_eq!(850 * u64::from(config.l1_window_bytes), 13_926_400);
+}

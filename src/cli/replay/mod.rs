@@ -74,10 +74,18 @@ const IDLE_SETTLE: Duration = Duration::from_millis(500);
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Args {
     /// Configuration of the runtime; the state goes to a folder of its own in data_dir
-    #[arg(long, value_name = "FILE", default_value = "runtime-config/replay-850.toml")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "runtime-config/replay-850.toml"
+    )]
     config: PathBuf,
     /// Trace: CSV with the header agent_id,seq,key,op[,refs], gzip or plain
-    #[arg(long, value_name = "FILE", default_value = "tests/traces/programs.csv.gz")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "tests/traces/programs.csv.gz"
+    )]
     trace: PathBuf,
     /// How many agents
     #[arg(long, value_name = "N", default_value_t = 850,
@@ -371,8 +379,10 @@ fn detail_of(
 }
 
 fn file_name(path: &Path) -> String {
-    path.file_name()
-        .map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
+    path.file_name().map_or_else(
+        || path.display().to_string(),
+        |name| name.to_string_lossy().into_owned(),
+    )
 }
 
 /// The progress bar; it draws nothing where standard error is no terminal.

@@ -117,7 +117,8 @@ fn walk(
             }
             Order::Walk { seconds } => {
                 let duration = Duration::from_secs_f64(seconds);
-                let walked = drive.walk(duration, |progress| answer(&Answer::Progress(progress)))?;
+                let walked =
+                    drive.walk(duration, |progress| answer(&Answer::Progress(progress)))?;
                 answer(&Answer::Walked(Box::new(walked)))?;
             }
             Order::Finish => return Ok(()),
