@@ -1,6 +1,6 @@
 //! Drives the agents of one worker: preload, then walk, timing each call and checking each read.
 //!
-//! Floor 4, part of `replay`. Knows a lane only as a [`Port`], so that a plain map can stand in for
+//! Floor 5, part of `replay`. Knows a lane only as a [`Port`], so that a plain map can stand in for
 //! the runtime in tests, faults included.
 //!
 //! Invariants

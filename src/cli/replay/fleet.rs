@@ -1,6 +1,6 @@
 //! The workers as the replay sees them: started, told, listened to, and never left behind.
 //!
-//! Floor 4, part of `replay`.
+//! Floor 5, part of `replay`.
 //!
 //! Invariants
 //! - a worker that ends before it is told to is an error, with what it ended of.

@@ -1,6 +1,6 @@
 //! Where a replay keeps its state: a folder of its own, which it may wipe.
 //!
-//! Floor 4, part of `replay`.
+//! Floor 5, part of `replay`.
 //!
 //! Invariant
 //! - nothing is removed from a folder that does not carry the marker of a replay.

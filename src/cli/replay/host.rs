@@ -1,6 +1,6 @@
 //! The runtime that a replay drives: its own, or one that is served by another process.
 //!
-//! Floor 4, part of `replay`.
+//! Floor 5, part of `replay`.
 
 use std::path::{Path, PathBuf};
 

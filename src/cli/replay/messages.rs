@@ -1,7 +1,7 @@
 //! What the replay and its workers say to each other: one JSON object a line, orders on a worker's
 //! standard input, answers on its standard output.
 //!
-//! Floor 4, part of `replay`. Data only. Both ends are the same program, so there is no version.
+//! Floor 5, part of `replay`. Data only. Both ends are the same program, so there is no version.
 
 use std::path::PathBuf;
 

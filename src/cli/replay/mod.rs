@@ -1,7 +1,7 @@
 //! `helios replay`: real programs' accesses, replayed by hundreds of agents against a runtime,
 //! every value checked.
 //!
-//! Floor 4. This file is the run itself, from the arguments to the report: a runtime in this
+//! Floor 5. This file is the run itself, from the arguments to the report: a runtime in this
 //! process (or one that is served elsewhere), workers in processes of their own, each with its
 //! share of the agents. The trace is never loaded here while the runtime lives, so that the memory
 //! of this process is the runtime's.

@@ -1,6 +1,6 @@
 //! What other caches would have made of the same accesses: LRU, OPT, and one without bound.
 //!
-//! Floor 4, part of `replay`. Pure functions of a list of requests; nothing of agents or the
+//! Floor 5, part of `replay`. Pure functions of a list of requests; nothing of agents or the
 //! runtime is known here.
 //!
 //! - LRU: a read or a write brings the object to the front; the least recent go until it fits.

@@ -1,6 +1,6 @@
 //! A lane of the client as the drive wants it.
 //!
-//! Floor 4, part of `replay`. Adds nothing to a call but the name of its tier.
+//! Floor 5, part of `replay`. Adds nothing to a call but the name of its tier.
 
 use helios::agent::entry::Tier;
 use helios::client::{Attach, ClientError, Lane, Session};

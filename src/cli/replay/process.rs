@@ -1,6 +1,6 @@
 //! What the kernel says about the runtime's process: processor time and resident memory.
 //!
-//! Floor 4, part of `replay`. Reads a few small files of `/proc`; `None` where it does not tell.
+//! Floor 5, part of `replay`. Reads a few small files of `/proc`; `None` where it does not tell.
 
 use std::fs;
 use std::path::{Path, PathBuf};

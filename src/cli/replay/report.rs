@@ -1,6 +1,6 @@
 //! What a replay found, for programs (JSON) and for people (a table).
 //!
-//! Floor 4, part of `replay`. Data and text only. The fields of [`Report`] and their order are
+//! Floor 5, part of `replay`. Data and text only. The fields of [`Report`] and their order are
 //! what `--json` prints, and nothing else; what more is known stands in [`Detail`], which only the
 //! report file has.
 

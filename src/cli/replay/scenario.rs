@@ -1,6 +1,6 @@
 //! Who the agents are, and what each will do: the traced processes dealt to agents.
 //!
-//! Floor 4, part of `replay`. A pure function of the trace and the [`Deal`]: every worker and the
+//! Floor 5, part of `replay`. A pure function of the trace and the [`Deal`]: every worker and the
 //! scorer derive the same scenario from the same file, each as much of it as it needs.
 //!
 //! Invariants

@@ -1,6 +1,6 @@
 //! The accesses of a finished replay once more, for the caches of `offline`.
 //!
-//! Floor 4, part of `replay`. Runs after the runtime has stopped, in its process: the memory used
+//! Floor 5, part of `replay`. Runs after the runtime has stopped, in its process: the memory used
 //! here (8 bytes an access, 12 an object) is not the runtime's.
 //!
 //! What several workers did side by side is merged in proportion: each worker's accesses in its

@@ -1,6 +1,6 @@
 //! What a worker counts and times, and how the counts of several become one.
 //!
-//! Floor 4, part of `replay`. A time is a call as the agent's process saw it, the clock's own cost
+//! Floor 5, part of `replay`. A time is a call as the agent's process saw it, the clock's own cost
 //! ([`clock_ns`]) included: nothing is subtracted.
 //!
 //! Memory: a histogram is 200 KiB; a tally has six, and there is one tally in a worker.

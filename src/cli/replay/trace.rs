@@ -1,6 +1,6 @@
 //! Reads an access trace: who touched which key, in order.
 //!
-//! Floor 4, part of `replay`. Knows the file format (CSV with the header `agent_id,seq,key,op` and
+//! Floor 5, part of `replay`. Knows the file format (CSV with the header `agent_id,seq,key,op` and
 //! an optional `refs`, plain or gzip) and nothing of what is done with it.
 //!
 //! Invariants

@@ -1,6 +1,6 @@
 //! What the agents' values are: sizes and bytes, all from the seed, checked byte for byte.
 //!
-//! Floor 4, part of `replay`. Pure functions of (seed, owner, key, version).
+//! Floor 5, part of `replay`. Pure functions of (seed, owner, key, version).
 //!
 //! Invariants
 //! - a value is JSON text that names its owner, key and version, and every [`RECORD_BYTES`] of it

@@ -1,6 +1,6 @@
 //! The order in which agents make their accesses, and what each access must find.
 //!
-//! Floor 4, part of `replay`. No clock, no I/O: the same walk over the same scenario gives the same
+//! Floor 5, part of `replay`. No clock, no I/O: the same walk over the same scenario gives the same
 //! accesses, so that the scorer can repeat in private what the workers did.
 //!
 //! Invariants

@@ -1,6 +1,6 @@
 //! A worker: a process with its share of the agents, told what to do by the replay that started it.
 //!
-//! Floor 4, part of `replay`; the hidden subcommand `replay-worker`. One thread makes all calls;
+//! Floor 5, part of `replay`; the hidden subcommand `replay-worker`. One thread makes all calls;
 //! another reads the orders, and ends the process when they end, so that no worker outlives its
 //! replay, whatever that died of.
 
