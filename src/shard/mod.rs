@@ -314,6 +314,7 @@ impl<D: Disk> Shard<D> {
                     }
                 },
             };
+            self.last_tier = Tier::None;
             let before = thread_allocations();
             let mut scratch = std::mem::take(&mut self.scratch);
             let step = self.execute(at, &submission, &mut scratch);
@@ -604,8 +605,12 @@ impl<D: Disk> Shard<D> {
             Op::Put | Op::PutPart | Op::MultiPut | Op::Delete => {
                 counters.allocations_write.add(allocations);
             }
-            _ if self.last_tier == Tier::L2 => counters.allocations_hit.add(allocations),
-            _ => counters.allocations_miss.add(allocations),
+            Op::Get | Op::GetFrom | Op::MultiGet => match self.last_tier {
+                Tier::L2 => counters.allocations_hit.add(allocations),
+                Tier::L3 => counters.allocations_miss.add(allocations),
+                _ => counters.allocations_cold.add(allocations),
+            },
+            _ => {}
         }
     }
 

@@ -287,6 +287,7 @@ impl<D: Disk> Shard<D> {
         cold: ColdPieces,
         fill: Option<(AgentNo, Box<[u8]>, ObjectNo)>,
     ) {
+        self.last_tier = Tier::Cold;
         if !self.pending.has_room(cold.len()) {
             let mut busy = Completion::new(completion.user_data, Status::Busy);
             busy.detail = BusyReason::ColdReads as u32;

@@ -8,6 +8,7 @@ use crossbeam_queue::ArrayQueue;
 
 use super::*;
 use crate::agent::CloseReason;
+use crate::agent::arena::Block;
 use crate::agent::bell::{ClientBells, ServerBells, StatusPage};
 use crate::agent::client_lane::ClientLane;
 use crate::agent::layout::{LaneSizes, PART_BYTES_MAX};
@@ -28,6 +29,7 @@ struct World {
     bells: Arc<SharedMemory>,
     client_bells: ClientBells,
     lane: ClientLane,
+    held: Vec<(Block, Block)>,
     now: u64,
     next: u64,
 }
@@ -75,6 +77,7 @@ impl World {
             bells,
             client_bells,
             lane,
+            held: Vec::new(),
             now: 0,
             next: 0,
         };
@@ -150,15 +153,19 @@ impl World {
         self.lane.submit(&entry).unwrap();
         // The shard is turned by hand: nobody has to wake it.
         let _ = self.lane.notify(&self.client_bells);
-        // The blocks are free again once the shard has taken the entry: these tests go one by one
-        // or use small inputs that don't overlap in time.
-        self.lane.free_input(input);
-        self.lane.free_output(output);
+        self.held.push((input, output));
         self.next
     }
 
     fn completion(&mut self) -> Option<Completion> {
-        self.lane.poll_completion().unwrap()
+        let completion = self.lane.poll_completion().unwrap()?;
+        if self.lane.in_flight() == 0 {
+            for (input, output) in self.held.drain(..) {
+                self.lane.free_input(input);
+                self.lane.free_output(output);
+            }
+        }
+        Some(completion)
     }
 
     /// Steps, with the disk's answers, until the next completion.
@@ -571,6 +578,7 @@ fn what_waits_for_a_lane_that_goes_is_dropped() {
     // A new lane takes the old one's place; it must get none of its answers.
     let (ring, client) = rings(LaneNo(0));
     world.lane = client;
+    world.held.clear();
     world.attach(LaneNo(0), ring);
     for _ in 0..5 {
         world.disk().run_io();

@@ -181,7 +181,12 @@ impl<D: Disk> Shard<D> {
             }
         };
         let items = pairs.count();
-        let needed = (items * packed::PUT_ANSWER_BYTES) as u32;
+        let answers = entry.reply.len > 0;
+        let needed = if answers {
+            (items * packed::PUT_ANSWER_BYTES) as u32
+        } else {
+            0
+        };
         if needed > entry.reply.len {
             let mut completion = Completion::new(entry.user_data, Status::ReplyTooSmall);
             completion.detail = needed;
@@ -212,7 +217,7 @@ impl<D: Disk> Shard<D> {
                 id: written.id,
             };
             let skip = (no * packed::PUT_ANSWER_BYTES) as u32;
-            if let Some(lane) = self.lanes.get_mut(at) {
+            if answers && let Some(lane) = self.lanes.get_mut(at) {
                 lane.ring.write_reply(entry.reply, skip, &answer.encode());
             }
             last = Some(written);
