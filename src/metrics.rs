@@ -136,7 +136,7 @@ counters! {
     sleeps,
     /// Allocations on the shard's thread while it served reads from L2.
     allocations_hit,
-    /// Allocations on the shard's thread while it served reads from L3.
+    /// Allocations on the shard's thread while it served reads from resident segments.
     allocations_miss,
     /// Allocations on the shard's thread while it served writes.
     allocations_write,
@@ -162,6 +162,9 @@ counters! {
     sequence,
     /// Gauge: last record known to be on the device.
     synced_sequence,
+    /// Allocations on the shard's thread while it served everything else: absent keys, reads that
+    /// waited for the device or another shard.
+    allocations_cold,
 }
 
 /// A latency distribution in nanoseconds, up to a minute, to three digits.
@@ -221,6 +224,16 @@ unsafe impl GlobalAlloc for CountingAllocator {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_protocol_lists_the_counters_in_order() {
+        let protocol = include_str!("agent/PROTOCOL.md");
+        assert!(
+            protocol.contains(&Stats::NAMES.join(", ")),
+            "{}",
+            Stats::NAMES.join(", ")
+        );
+    }
 
     #[test]
     fn stats_travel_as_numbers_in_order() {

@@ -198,6 +198,29 @@ impl SharedMemory {
         }
     }
 
+    /// Gives the whole pages inside a range back to the system: they read as zeros afterwards, for
+    /// everybody. Best effort; one system call, none where there is no whole page.
+    ///
+    /// # Panics
+    /// Where the range is not inside the region.
+    pub fn discard(&self, offset: usize, bytes: usize) {
+        const PAGE_BYTES: usize = 4096;
+        self.check(offset, bytes);
+        let from = offset.next_multiple_of(PAGE_BYTES);
+        let to = (offset + bytes) / PAGE_BYTES * PAGE_BYTES;
+        if from < to {
+            // SAFETY: the pages are inside the mapping; what happens to their bytes is the same as
+            // if the peer had written zeros, which every reader of shared bytes allows for.
+            let _ = unsafe {
+                rustix::mm::madvise(
+                    self.map.as_mut_ptr().add(from).cast(),
+                    to - from,
+                    rustix::mm::Advice::LinuxRemove,
+                )
+            };
+        }
+    }
+
     /// Tells the processor that the line at `offset` will be read soon. Out of range: nothing.
     #[inline]
     pub fn prefetch(&self, offset: usize) {
@@ -262,6 +285,22 @@ mod tests {
         assert!(rustix::fs::ftruncate(&fd, 8192).is_err());
         let punch = rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
         assert!(rustix::fs::fallocate(&fd, punch, 0, 4096).is_err());
+    }
+
+    #[test]
+    fn discarded_pages_are_zero_and_the_rest_is_kept() {
+        let (memory, _fd) = SharedMemory::create("test", 4 * 4096, Access::ReadWrite).unwrap();
+        memory.copy_in(0, &[7; 4 * 4096]);
+        memory.discard(100, 3 * 4096);
+        let mut bytes = vec![0; 4 * 4096];
+        memory.copy_out(0, &mut bytes);
+        assert!(
+            bytes[..4096]
+                .iter()
+                .chain(&bytes[3 * 4096..])
+                .all(|&byte| byte == 7)
+        );
+        assert!(bytes[4096..3 * 4096].iter().all(|&byte| byte == 0));
     }
 
     #[test]

@@ -89,6 +89,10 @@ pub enum SubmitError {
     Malformed(#[from] Malformed),
 }
 
+/// Largest block whose pages stay resident after use: a system call per value is little for
+/// larger ones, and thousands of lanes may have had one each.
+const INPUT_KEPT_BYTES: u32 = 16 << 10;
+
 /// What must be done so that the shard sees what was submitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "the shard may be asleep"]
@@ -325,7 +329,12 @@ impl ClientLane {
     /// Gives input space back, once the completion of its submission was read.
     #[inline]
     pub fn free_input(&mut self, block: Block) {
+        let Extent { offset, len } = block.extent();
         self.input.free(block);
+        if len > INPUT_KEPT_BYTES {
+            // What a large value took would stay resident for as long as the lane is attached.
+            self.client.discard(C_ARENA + offset as usize, len as usize);
+        }
     }
 
     /// Space in the output arena; `None`: none until something is freed.

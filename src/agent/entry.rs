@@ -37,7 +37,7 @@ pub enum Op {
     /// Waits until log sequence `arg0` has the durability asked for; 0: all of this agent's
     /// writes so far.
     Sync = 9,
-    /// Counters of this agent.
+    /// Counters of the runtime.
     Stats = 10,
     /// Like `Get`, from the public agent whose name is in the value extent.
     GetFrom = 11,

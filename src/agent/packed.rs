@@ -322,77 +322,6 @@ impl<'a> Iterator for Scanned<'a> {
     }
 }
 
-macro_rules! stats {
-    ($($(#[$doc:meta])* $field:ident),+ $(,)?) => {
-        /// Counters of an agent: the reply of `Stats`, one u64 each in this order. Later versions
-        /// append; a reader ignores what it doesn't know.
-        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-        pub struct Stats {
-            $($(#[$doc])* pub $field: u64),+
-        }
-
-        impl Stats {
-            /// Bytes of the reply.
-            pub const BYTES: usize = 8 * [$(stringify!($field)),+].len();
-
-            /// The bytes.
-            #[must_use]
-            pub fn encode(&self) -> [u8; Self::BYTES] {
-                let mut bytes = [0; Self::BYTES];
-                let words = [$(self.$field),+];
-                for (out, word) in bytes.chunks_exact_mut(8).zip(words) {
-                    out.copy_from_slice(&word.to_le_bytes());
-                }
-                bytes
-            }
-
-            /// Reads a reply; `None` where it is too short.
-            #[must_use]
-            pub fn decode(bytes: &[u8]) -> Option<Self> {
-                let mut words = bytes.chunks_exact(8).map(|word| {
-                    u64::from_le_bytes(word.try_into().expect("a chunk of 8"))
-                });
-                Some(Self { $($field: words.next()?),+ })
-            }
-        }
-    };
-}
-
-stats! {
-    /// Keys there are.
-    keys,
-    /// Bytes of their values.
-    value_bytes,
-    /// Values asked for over lanes, single or in lists.
-    gets,
-    /// Of them, keys that were not there.
-    misses,
-    /// Hits in the window that clients reported.
-    hits_l1,
-    /// Gets answered from the shard's memory.
-    hits_l2,
-    /// Gets answered from resident segments.
-    hits_l3,
-    /// Gets that waited for the disk.
-    reads_cold,
-    /// Values written.
-    puts,
-    /// Keys deleted.
-    deletes,
-    /// Bytes of values overwritten or deleted, not reclaimed yet.
-    garbage_bytes,
-    /// Requests answered Busy.
-    busy,
-    /// Hit reports lost.
-    hits_lost,
-    /// Last log sequence of this agent's shard.
-    sequence,
-    /// Last log sequence that survives a power cut.
-    sequence_power,
-    /// Lanes attached to the agent.
-    lanes,
-}
-
 fn head(marks: [u8; 4], number: u32, id: &ObjectId) -> [u8; 40] {
     let mut bytes = [0; 40];
     bytes[..4].copy_from_slice(&marks);
@@ -677,20 +606,6 @@ mod tests {
             if let Ok(puts) = PutAnswers::parse(&bytes) {
                 prop_assert_eq!(puts.count() * 40, bytes.len());
             }
-            prop_assert_eq!(Stats::decode(&bytes).is_some(), bytes.len() >= Stats::BYTES);
         }
-    }
-
-    #[test]
-    fn stats_go_through_their_bytes() {
-        let stats = Stats {
-            keys: 1,
-            lanes: u64::MAX,
-            ..Stats::default()
-        };
-        let mut bytes = stats.encode().to_vec();
-        bytes.extend([7; 8]); // A later version's counter.
-        assert_eq!(Stats::decode(&bytes), Some(stats));
-        assert_eq!(Stats::BYTES, 128);
     }
 }

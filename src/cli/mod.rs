@@ -11,6 +11,7 @@ use helios::config::{Config, ConfigError};
 use helios::runtime::RuntimeError;
 
 mod doctor;
+mod replay;
 mod serve;
 
 #[derive(Parser)]
@@ -28,6 +29,9 @@ struct Args {
 enum Command {
     /// Run a runtime until it is told to stop (SIGINT or SIGTERM).
     Serve(ConfigArgs),
+    Replay(replay::Args),
+    #[command(hide = true)]
+    ReplayWorker(replay::worker::Args),
     /// Show the machine, the placement, and what is degraded, with its cure.
     Doctor {
         #[command(flatten)]
@@ -70,6 +74,8 @@ pub(crate) fn main() -> ExitCode {
         .with_target(false)
         .init();
     let outcome = match args.command {
+        Command::Replay(args) => replay::run(args),
+        Command::ReplayWorker(args) => replay::worker::run(args),
         Command::Serve(config) => serve::run(&config),
         Command::Doctor { config, json } => {
             config.load().and_then(|config| doctor::run(&config, json))

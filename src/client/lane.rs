@@ -18,10 +18,13 @@ use crate::config::Durability;
 use crate::id::{KEY_BYTES_MAX, ObjectId, VALUE_BYTES_MAX};
 use crate::metrics::Stats;
 
-/// Most bytes asked for in one reply.
-const READ_BYTES: u32 = 128 << 10;
+/// Most bytes of a value asked for in one reply. A reply's pages stay resident for as long as the
+/// lane is attached, and a larger value costs a round trip more for each of these.
+const READ_BYTES: u32 = 16 << 10;
 /// Least bytes worth asking for when the arena is crowded.
 const READ_BYTES_MIN: u32 = 4 << 10;
+/// Most bytes asked for of a list of keys or values.
+const LIST_BYTES: u32 = 128 << 10;
 /// How long a waiting call polls before it sleeps: a shard that is awake answers within a few
 /// microseconds; sleeping and waking costs fifty.
 const SPIN: Duration = Duration::from_micros(50);
@@ -287,7 +290,7 @@ impl Lane {
         }
         let mut entry = self.entry(Op::Scan);
         entry.arg0 = limit as u64;
-        let ticket = self.submit(entry, prefix, after, READ_BYTES)?;
+        let ticket = self.submit(entry, prefix, after, LIST_BYTES)?;
         self.with_reply(ticket, |_, completion, reply| {
             let found = packed::Scanned::parse(reply).map_err(|_| ClientError::BadReply)?;
             let keys = found.map(|found| ScannedKey {
@@ -316,7 +319,7 @@ impl Lane {
             packed::push_key(&mut list, key).map_err(too_long)?;
         }
         let entry = self.entry(Op::MultiGet);
-        let ticket = self.submit(entry, &[], &list, READ_BYTES)?;
+        let ticket = self.submit(entry, &[], &list, LIST_BYTES)?;
         self.with_reply(ticket, |lane, _, reply| {
             let items = packed::Values::parse(reply).map_err(|_| ClientError::BadReply)?;
             let mut values = Vec::with_capacity(keys.len());

@@ -29,6 +29,8 @@ const POLLED_LANES_MAX: usize = 32;
 const POLL_WITHIN_SERVICES: u64 = 64;
 /// Services of others after which a silent lane is no longer polled.
 const POLL_KEEP_TURNS: u64 = 4096;
+/// Turns between two looks for silent lanes.
+const RETIRE_TURNS: u64 = 64;
 /// Sessions whose bells are looked at in one turn.
 const SESSIONS_PER_TURN: usize = 16;
 
@@ -299,6 +301,9 @@ impl Lanes {
     /// Stops polling lanes that fell silent. What they submitted at the last moment is returned.
     pub fn retire(&mut self, ready: &mut Vec<LaneRef>) {
         let turn = self.turn;
+        if !turn.is_multiple_of(RETIRE_TURNS) {
+            return;
+        }
         let Some(at) = self.polled.iter().position(|&index| {
             let lane = self.slots[index as usize].lane.as_ref();
             lane.is_none_or(|lane| turn - lane.last_turn > POLL_KEEP_TURNS)
@@ -337,17 +342,11 @@ impl Lanes {
             .any(|session| !session.scan.is_empty() || !session.bells.settled())
     }
 
-    /// Every lane, for housekeeping.
-    pub fn iter_mut(&mut self) -> impl Iterator<Item = (LaneRef, &mut Lane)> {
-        self.slots
-            .iter_mut()
-            .enumerate()
-            .filter_map(|(index, slot)| {
-                let at = LaneRef {
-                    index: index as u32,
-                    generation: slot.generation,
-                };
-                slot.lane.as_deref_mut().map(|lane| (at, lane))
-            })
+    /// Parts that uploads hold.
+    #[cfg(test)]
+    pub fn upload_parts(&self) -> impl Iterator<Item = ObjectNo> {
+        let lanes = self.slots.iter().filter_map(|slot| slot.lane.as_ref());
+        let uploads = lanes.filter_map(|lane| lane.upload.as_ref());
+        uploads.flat_map(|upload| upload.parts.iter().copied())
     }
 }

@@ -32,6 +32,9 @@ pub mod store;
 pub mod tables;
 mod write;
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -66,8 +69,10 @@ const DIRTY_BYTES_MAX: u64 = 8 << 20;
 const DIRTY_NS_MAX: u64 = 1_000_000_000;
 /// How often room for the next segment is asked for while the disk is full, in nanoseconds.
 const SPACE_RETRY_NS: u64 = 100_000_000;
-/// Turns between two measurements of the indexes' memory.
+/// Busy turns between two measurements of the indexes' memory.
 const MEASURE_TURNS: u64 = 1 << 16;
+/// Time between two such measurements when the shard falls asleep, in nanoseconds.
+const MEASURE_NS: u64 = 50_000_000;
 
 /// What a shard needs to know of the configuration.
 #[derive(Debug, Clone)]
@@ -147,9 +152,12 @@ pub struct Shard<D> {
     unsent: VecDeque<(ShardNo, PeerMessage)>,
     staged_peers: Vec<(ShardNo, PeerMessage)>,
     uploads: usize,
+    /// Lanes whose uploads have parts that are not flushed.
+    unflushed_uploads: Vec<LaneRef>,
     last_tier: Tier,
     now: u64,
     next_retry: u64,
+    measured_at: u64,
     turns: u64,
     dirty_since: Option<u64>,
     power_since: Option<u64>,
@@ -188,9 +196,11 @@ impl<D: Disk> Shard<D> {
             unsent: VecDeque::new(),
             staged_peers: Vec::new(),
             uploads: 0,
+            unflushed_uploads: Vec::new(),
             last_tier: Tier::None,
             now: 0,
             next_retry: 0,
+            measured_at: 0,
             turns: 0,
             dirty_since: None,
             power_since: None,
@@ -245,7 +255,10 @@ impl<D: Disk> Shard<D> {
             self.must_flush = true;
             self.end_turn();
         }
-        self.publish_gauges();
+        // Too much for every short sleep of a shard with thousands of agents.
+        if self.now - self.measured_at >= MEASURE_NS {
+            self.publish_gauges();
+        }
         self.counters().sleeps.add(1);
     }
 
@@ -301,6 +314,7 @@ impl<D: Disk> Shard<D> {
                     }
                 },
             };
+            self.last_tier = Tier::None;
             let before = thread_allocations();
             let mut scratch = std::mem::take(&mut self.scratch);
             let step = self.execute(at, &submission, &mut scratch);
@@ -403,8 +417,10 @@ impl<D: Disk> Shard<D> {
                         self.post(lane, &completion);
                     }
                 }
-                for (_, lane) in self.lanes.iter_mut() {
-                    if let Some(upload) = &mut lane.upload {
+                for at in self.unflushed_uploads.drain(..) {
+                    if let Some(upload) =
+                        self.lanes.get_mut(at).and_then(|lane| lane.upload.as_mut())
+                    {
                         upload.unflushed = false;
                     }
                 }
@@ -435,6 +451,9 @@ impl<D: Disk> Shard<D> {
     fn await_power(&mut self, wait: PowerWait) {
         if wait.sequence <= self.store.log.synced() {
             return self.complete_power(wait, true);
+        }
+        if self.store.log.read_only().is_some() {
+            return self.complete_power(wait, false);
         }
         self.power_since.get_or_insert(self.now);
         self.pending.power.push_back(wait);
@@ -586,12 +605,42 @@ impl<D: Disk> Shard<D> {
             Op::Put | Op::PutPart | Op::MultiPut | Op::Delete => {
                 counters.allocations_write.add(allocations);
             }
-            _ if self.last_tier == Tier::L2 => counters.allocations_hit.add(allocations),
-            _ => counters.allocations_miss.add(allocations),
+            Op::Get | Op::GetFrom | Op::MultiGet => match self.last_tier {
+                Tier::L2 => counters.allocations_hit.add(allocations),
+                Tier::L3 => counters.allocations_miss.add(allocations),
+                _ => counters.allocations_cold.add(allocations),
+            },
+            _ => {}
+        }
+    }
+
+    /// Takes in which values of its window a lane's agent has hit.
+    fn drain_hits(&mut self, at: LaneRef) {
+        let Some(lane) = self.lanes.get_mut(at) else {
+            return;
+        };
+        let mut window = self.store.tables.agent_mut(lane.agent).window.as_mut();
+        let mut hits = 0;
+        let drained = lane.ring.hits(|slot, tag| {
+            hits += 1;
+            if let Some(window) = &mut window {
+                window.hit(slot, tag);
+            }
+        });
+        match drained {
+            Ok(lost) => {
+                self.counters().l1_hits.add(hits + lost);
+                self.counters().l1_reports_lost.add(lost);
+            }
+            Err(malformed) => {
+                let session = lane.session;
+                self.end_session(session, malformed);
+            }
         }
     }
 
     fn publish_gauges(&mut self) {
+        self.measured_at = self.now;
         let index_bytes = self.store.measure();
         let window_bytes: usize = self
             .store

@@ -88,6 +88,8 @@ impl<D: Disk> Shard<D> {
                 self.count_tier(tier);
                 self.finish(at, completion);
                 if let Some((agent, key)) = fill {
+                    // What was hit since the last fill is worth keeping in the window.
+                    self.drain_hits(at);
                     self.want_fill(agent, key, ObjectNo(value.object));
                 }
             }
@@ -254,6 +256,7 @@ impl<D: Disk> Shard<D> {
     }
 
     pub(super) fn stats(&mut self, at: LaneRef, entry: &Submission) -> Step {
+        self.drain_hits(at);
         self.publish_gauges();
         let mut sum = Stats::default();
         for counters in self.counters.iter() {
@@ -284,6 +287,7 @@ impl<D: Disk> Shard<D> {
         cold: ColdPieces,
         fill: Option<(AgentNo, Box<[u8]>, ObjectNo)>,
     ) {
+        self.last_tier = Tier::Cold;
         if !self.pending.has_room(cold.len()) {
             let mut busy = Completion::new(completion.user_data, Status::Busy);
             busy.detail = BusyReason::ColdReads as u32;

@@ -402,6 +402,18 @@ impl<D: Disk> Store<D> {
         self.forget_freed();
     }
 
+    /// Objects that keys named before writes that are not flushed: a reference each.
+    #[cfg(test)]
+    pub fn undo_objects(&self) -> impl Iterator<Item = u32> {
+        self.undo.iter().filter_map(|change| match change {
+            Undo::Key {
+                before: Some(before),
+                ..
+            } => Some(before.object),
+            _ => None,
+        })
+    }
+
     /// Gives back a reference that a pending read held.
     pub fn release(&mut self, object: ObjectNo) {
         self.tables.release(object, &mut self.freed);
@@ -470,6 +482,10 @@ impl<D: Disk> Store<D> {
                 before,
             } => {
                 let key = &self.undo_keys[from as usize..to as usize];
+                // A volatile write was acknowledged, and may have entered the window.
+                if let Some(window) = &mut self.tables.agent_mut(agent).window {
+                    window.invalidate(key);
+                }
                 let written = match before {
                     Some(before) => self.tables.set_key(agent, key, before),
                     None => self.tables.remove_key(agent, key),

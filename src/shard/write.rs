@@ -136,7 +136,10 @@ impl<D: Disk> Shard<D> {
         };
         upload.parts.push(part);
         upload.stored += bytes;
-        upload.unflushed = true;
+        if !upload.unflushed {
+            upload.unflushed = true;
+            self.unflushed_uploads.push(at);
+        }
         if last {
             let written = self
                 .store
@@ -178,7 +181,12 @@ impl<D: Disk> Shard<D> {
             }
         };
         let items = pairs.count();
-        let needed = (items * packed::PUT_ANSWER_BYTES) as u32;
+        let answers = entry.reply.len > 0;
+        let needed = if answers {
+            (items * packed::PUT_ANSWER_BYTES) as u32
+        } else {
+            0
+        };
         if needed > entry.reply.len {
             let mut completion = Completion::new(entry.user_data, Status::ReplyTooSmall);
             completion.detail = needed;
@@ -209,7 +217,7 @@ impl<D: Disk> Shard<D> {
                 id: written.id,
             };
             let skip = (no * packed::PUT_ANSWER_BYTES) as u32;
-            if let Some(lane) = self.lanes.get_mut(at) {
+            if answers && let Some(lane) = self.lanes.get_mut(at) {
                 lane.ring.write_reply(entry.reply, skip, &answer.encode());
             }
             last = Some(written);
@@ -373,13 +381,11 @@ impl<D: Disk> Shard<D> {
     /// Gives up large values of which parts were lost with a failed flush.
     pub(super) fn drop_unflushed_uploads(&mut self) {
         let mut lost = Vec::new();
-        for (_, lane) in self.lanes.iter_mut() {
-            if lane.upload.as_ref().is_some_and(|upload| upload.unflushed) {
-                lost.extend(lane.upload.take().map(|upload| *upload));
-            }
+        for at in self.unflushed_uploads.drain(..) {
+            lost.extend(self.lanes.get_mut(at).and_then(|lane| lane.upload.take()));
         }
         for upload in lost {
-            self.drop_upload(upload);
+            self.drop_upload(*upload);
         }
     }
 }

@@ -123,6 +123,11 @@ impl WorkingSet {
             })
     }
 
+    /// What all keys name, in no order.
+    pub fn values(&self) -> impl Iterator<Item = Value> {
+        self.table.iter().map(|entry| entry.value)
+    }
+
     /// Keys held.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -1,0 +1,618 @@
+//! A shard turned by hand, over a disk in memory that fails on demand, against a plain map.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::mpsc::channel;
+
+use crossbeam_queue::ArrayQueue;
+
+use super::*;
+use crate::agent::CloseReason;
+use crate::agent::arena::Block;
+use crate::agent::bell::{ClientBells, ServerBells, StatusPage};
+use crate::agent::client_lane::ClientLane;
+use crate::agent::layout::{LaneSizes, PART_BYTES_MAX};
+use crate::agent::server_lane::ServerLane;
+use crate::cache::L2;
+use crate::id::{LaneNo, SessionNo};
+use crate::mesh::mesh;
+use crate::segment::memory::{FailedWrite, MemoryDisk, Random};
+use crate::segment::{DiskError, Log, LogConfig, LogId, recover};
+use crate::shared::SharedMemory;
+
+const SEGMENT_BYTES: u32 = 1 << 20;
+
+/// A shard, and one client of it.
+struct World {
+    shard: Shard<MemoryDisk>,
+    commands: Arc<ArrayQueue<Command>>,
+    bells: Arc<SharedMemory>,
+    client_bells: ClientBells,
+    lane: ClientLane,
+    held: Vec<(Block, Block)>,
+    now: u64,
+    next: u64,
+}
+
+impl World {
+    /// A shard over what a disk holds; with `l2_bytes` 0 every read goes to the segments.
+    fn over(mut disk: MemoryDisk, l2_bytes: usize) -> Self {
+        let mut tables = Tables::default();
+        let no = ShardNo(0);
+        let recovered =
+            recover(&mut disk, no, &mut |record| tables.apply(record).unwrap()).unwrap();
+        tables.finish(|at| {
+            use crate::segment::SegmentFiles;
+            let mut bytes = vec![0; at.bytes as usize];
+            let read = disk
+                .read_at(at.segment, u64::from(at.offset), &mut bytes)
+                .ok()?;
+            (read == bytes.len()).then_some(bytes)
+        });
+        let config = LogConfig {
+            shard: no,
+            log_id: recovered.log_id.unwrap_or(LogId(7)),
+            segment_bytes: SEGMENT_BYTES,
+            buffer_bytes: 512 << 10,
+        };
+        let log = Log::new(config, recovered.start);
+        disk.at_once = true;
+        let store = Store::new(tables, log, disk, L2::new(l2_bytes).unwrap(), 1 << 30);
+        let options = ShardOptions {
+            no,
+            durability: Durability::Process,
+            group_commit_ns: 0,
+        };
+        let commands = Arc::new(ArrayQueue::new(16));
+        let port = mesh(1, 4).pop().unwrap();
+        let counters: Arc<[ShardCounters]> = Arc::new([ShardCounters::default()]);
+        let shard = Shard::new(options, store, port, Arc::clone(&commands), counters);
+        let (bells, session_fd) = ServerBells::create_session(1).unwrap();
+        let (_, status_fd) = StatusPage::create().unwrap();
+        let client_bells = ClientBells::map(&session_fd, &[status_fd]).unwrap();
+        let (ring, lane) = rings(LaneNo(0));
+        let mut world = Self {
+            shard,
+            commands,
+            bells,
+            client_bells,
+            lane,
+            held: Vec::new(),
+            now: 0,
+            next: 0,
+        };
+        world.attach(LaneNo(0), ring);
+        world
+    }
+
+    fn new(l2_bytes: usize) -> Self {
+        Self::over(MemoryDisk::new(), l2_bytes)
+    }
+
+    fn attach(&mut self, lane: LaneNo, ring: ServerLane) {
+        let (memory, _) =
+            SharedMemory::create("w", 16 << 10, crate::shared::Access::ReadOnly).unwrap();
+        let (reply, answer) = channel();
+        let request = AttachRequest {
+            session: SessionNo(1),
+            bells: Arc::clone(&self.bells),
+            socket: None,
+            lane,
+            ring,
+            agent: (*b"agent").into(),
+            create: true,
+            public: None,
+            window: (lane.0 == 0).then_some(memory),
+            reply,
+        };
+        assert!(
+            self.commands
+                .push(Command::Attach(Box::new(request)))
+                .is_ok()
+        );
+        for _ in 0..10 {
+            self.step();
+        }
+        answer.try_recv().unwrap().unwrap();
+    }
+
+    fn disk(&mut self) -> &mut MemoryDisk {
+        &mut self.shard.store.disk
+    }
+
+    fn step(&mut self) {
+        self.now += 1_000_000;
+        self.shard.step(self.now);
+        self.check_references();
+    }
+
+    fn submit(
+        &mut self,
+        op: Op,
+        key: &[u8],
+        value: &[u8],
+        how: impl FnOnce(&mut Submission),
+    ) -> u64 {
+        self.next += 1;
+        let mut entry = Submission::new(op, self.next);
+        let input = self
+            .lane
+            .alloc_input((key.len() + value.len()).max(1) as u32)
+            .unwrap();
+        let output = self.lane.alloc_output(PART_BYTES_MAX).unwrap();
+        entry.key = input.first(key.len() as u32);
+        self.lane.write_input(entry.key, key);
+        if !value.is_empty() {
+            entry.value = input.part(key.len() as u32, value.len() as u32);
+            self.lane.write_input(entry.value, value);
+        }
+        if matches!(op, Op::Get) {
+            entry.reply = output.first(PART_BYTES_MAX);
+        }
+        how(&mut entry);
+        self.lane.submit(&entry).unwrap();
+        // The shard is turned by hand: nobody has to wake it.
+        let _ = self.lane.notify(&self.client_bells);
+        self.held.push((input, output));
+        self.next
+    }
+
+    fn completion(&mut self) -> Option<Completion> {
+        let completion = self.lane.poll_completion().unwrap()?;
+        if self.lane.in_flight() == 0 {
+            for (input, output) in self.held.drain(..) {
+                self.lane.free_input(input);
+                self.lane.free_output(output);
+            }
+        }
+        Some(completion)
+    }
+
+    /// Steps, with the disk's answers, until the next completion.
+    fn wait(&mut self) -> Completion {
+        for _ in 0..50 {
+            self.step();
+            self.disk().run_io();
+            if let Some(completion) = self.completion() {
+                return completion;
+            }
+        }
+        panic!("no completion in 50 turns");
+    }
+
+    fn put_as(&mut self, key: &[u8], value: &[u8], durability: Durability) -> Completion {
+        self.submit(Op::Put, key, value, |entry| {
+            entry.durability = Some(durability)
+        });
+        self.wait()
+    }
+
+    fn put(&mut self, key: &[u8], value: &[u8]) -> Completion {
+        self.put_as(key, value, Durability::Process)
+    }
+
+    fn put_large(&mut self, key: &[u8], value: &[u8], durability: Durability) -> Completion {
+        let mut offset = 0;
+        for part in value.chunks(PART_BYTES_MAX as usize) {
+            let total = value.len() as u64;
+            self.submit(Op::PutPart, key, part, |entry| {
+                (entry.arg0, entry.arg1) = (offset, total);
+                entry.durability = Some(durability);
+            });
+            offset += part.len() as u64;
+            let completion = self.wait();
+            if offset == total || completion.status != Status::Ok {
+                return completion;
+            }
+        }
+        unreachable!("the last part ends the value")
+    }
+
+    fn delete(&mut self, key: &[u8]) -> Completion {
+        self.submit(Op::Delete, key, &[], |_| {});
+        self.wait()
+    }
+
+    fn get(&mut self, key: &[u8]) -> Result<Vec<u8>, Status> {
+        let mut value = Vec::new();
+        loop {
+            let from = value.len() as u64;
+            self.submit(Op::Get, key, &[], |entry| entry.arg0 = from);
+            let completion = self.wait();
+            if completion.status != Status::Ok {
+                return Err(completion.status);
+            }
+            let mut bytes = vec![0; completion.reply_bytes as usize];
+            let extent = Extent {
+                offset: 0,
+                len: completion.reply_bytes,
+            };
+            self.lane.read_output(extent, &mut bytes);
+            value.extend(bytes);
+            if !completion.more {
+                return Ok(value);
+            }
+        }
+    }
+
+    /// Every reference is accounted for, and so is every byte.
+    fn check_references(&mut self) {
+        let tables = &self.shard.store.tables;
+        let mut wanted: BTreeMap<u32, u32> = BTreeMap::new();
+        let mut keys = 0;
+        for agent in &tables.agents {
+            for value in agent.keys.values() {
+                *wanted.entry(value.object).or_default() += 1;
+                keys += 1;
+            }
+        }
+        for part in tables.lists.values().flat_map(|parts| parts.iter()) {
+            *wanted.entry(part.0).or_default() += 1;
+        }
+        for part in self.shard.lanes.upload_parts() {
+            *wanted.entry(part.0).or_default() += 1;
+        }
+        for object in self.shard.store.undo_objects() {
+            *wanted.entry(object).or_default() += 1;
+        }
+        if !self.shard.pending.is_empty() {
+            return;
+        }
+        let objects = wanted.len();
+        let mut live = 0;
+        for (object, references) in wanted {
+            let found = tables.objects.get(ObjectNo(object));
+            assert_eq!(found.references, references, "object {object}");
+            live += u64::from(found.at.bytes);
+        }
+        assert_eq!(tables.objects.len(), objects);
+        assert_eq!(tables.live_bytes, live);
+        assert_eq!(tables.keys, keys);
+    }
+
+    /// What a runtime finds that is started after this one was killed.
+    fn restarted(mut self, l2_bytes: usize) -> Self {
+        self.disk().kill();
+        let mut disk = self.disk().clone();
+        disk.faults = Default::default();
+        Self::over(disk, l2_bytes)
+    }
+}
+
+fn rings(lane: LaneNo) -> (ServerLane, ClientLane) {
+    let sizes = LaneSizes::DEFAULT;
+    let (ring, fds) = ServerLane::create(sizes).unwrap();
+    let client = ClientLane::map(&fds.client, &fds.server, sizes, lane, ShardNo(0)).unwrap();
+    (ring, client)
+}
+
+fn value(random: &mut Random) -> Vec<u8> {
+    let bytes = match random.below(10) {
+        0 => 0,
+        1 => 70_000 + random.below(200_000),
+        2 => 40_000,
+        _ => random.below(3000),
+    };
+    // Few contents, so that deduplication has something to do.
+    let seed = random.below(5) as u8;
+    (0..bytes)
+        .map(|i| (i as u8).wrapping_mul(31) ^ (i >> 8) as u8 ^ seed)
+        .collect()
+}
+
+/// Random operations against a map, with cold ranges, slow disk and restarts.
+fn check(seed: u64, l2_bytes: usize) {
+    println!("seed {seed}");
+    let mut random = Random(seed);
+    let mut world = World::new(l2_bytes);
+    let mut model: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
+    for _ in 0..250 {
+        let key = vec![b'k', random.below(12) as u8];
+        match random.below(12) {
+            0..=4 => {
+                let value = value(&mut random);
+                let durability = [Durability::Process, Durability::Power][random.below(2)];
+                let completion = match value.len() > PART_BYTES_MAX as usize {
+                    true => world.put_large(&key, &value, durability),
+                    false => world.put_as(&key, &value, durability),
+                };
+                assert_eq!(completion.status, Status::Ok);
+                assert_eq!(completion.durability, Some(durability));
+                model.insert(key, value);
+            }
+            5 => {
+                let there = model.remove(&key).is_some();
+                let wanted = if there { Status::Ok } else { Status::NotFound };
+                assert_eq!(world.delete(&key).status, wanted);
+            }
+            6 => {
+                let segments = world.disk().segments();
+                for segment in segments {
+                    let cold = (crate::id::SegmentNo(segment), 0..SEGMENT_BYTES);
+                    world.disk().cold.push(cold);
+                }
+            }
+            7 if random.below(4) == 0 => world = world.restarted(l2_bytes),
+            _ => {
+                let found = world.get(&key);
+                assert!(found.ok() == model.get(&key).cloned(), "{key:?}");
+            }
+        }
+    }
+    let mut world = world.restarted(l2_bytes);
+    for key in 0..12 {
+        let key = vec![b'k', key];
+        assert!(
+            world.get(&key).ok() == model.get(&key).cloned(),
+            "{key:?} after a restart"
+        );
+    }
+}
+
+#[test]
+fn agrees_with_a_map_through_restarts() {
+    for seed in 1..=12 {
+        check(seed, if seed % 2 == 0 { 0 } else { 1 << 20 });
+    }
+}
+
+#[test]
+fn a_power_cut_keeps_what_was_acknowledged_as_power_safe() {
+    for seed in 1..=30 {
+        println!("seed {seed}");
+        let mut random = Random(seed);
+        let mut world = World::new(1 << 20);
+        let mut safe = BTreeMap::new();
+        let mut history: BTreeMap<u8, Vec<Option<Vec<u8>>>> = BTreeMap::new();
+        for _ in 0..40 {
+            let key = random.below(6) as u8;
+            let content = vec![random.next() as u8; random.below(500)];
+            let power = random.below(3) == 0;
+            let durability = if power {
+                Durability::Power
+            } else {
+                Durability::Process
+            };
+            assert_eq!(
+                world.put_as(&[key], &content, durability).status,
+                Status::Ok
+            );
+            history.entry(key).or_default().push(Some(content));
+            if power {
+                // Everything before it is safe too: a power cut takes a suffix.
+                safe = history.iter().map(|(key, all)| (*key, all.len())).collect();
+            }
+        }
+        let mut disk = world.disk().clone();
+        disk.power_cut(&mut random);
+        let mut world = World::over(disk, 0);
+        for (key, all) in history {
+            let first = safe.get(&key).copied().unwrap_or(0);
+            let found = world.get(&[key]).ok();
+            let allowed =
+                first == 0 && found.is_none() || all[first.saturating_sub(1)..].contains(&found);
+            assert!(allowed, "key {key}: {found:?}");
+        }
+    }
+}
+
+#[test]
+fn a_failed_flush_takes_everything_back() {
+    let no_space = || FailedWrite {
+        skip: 0,
+        written: 5,
+        error: DiskError::NoSpace,
+    };
+    let mut world = World::new(1 << 20);
+    assert_eq!(world.put(b"a", b"old").status, Status::Ok);
+    assert_eq!(world.get(b"a").unwrap(), b"old");
+    world.disk().faults.write = Some(no_space());
+    // Several in one turn: an overwrite, a new key, a delete, and a read of what is being written.
+    world.submit(Op::Put, b"a", b"new", |_| {});
+    world.step();
+    assert_eq!(world.completion().unwrap().status, Status::NoSpace);
+    assert_eq!(world.get(b"a").unwrap(), b"old");
+    world.disk().faults.write = Some(no_space());
+    let large = vec![1; 100_000];
+    assert_eq!(
+        world.put_large(b"big", &large, Durability::Process).status,
+        Status::NoSpace
+    );
+    assert_eq!(world.get(b"big"), Err(Status::NotFound));
+    world.disk().faults.write = Some(no_space());
+    assert_eq!(world.delete(b"a").status, Status::NoSpace);
+    assert_eq!(world.get(b"a").unwrap(), b"old");
+    assert_eq!(world.put(b"a", b"newer").status, Status::Ok);
+    let mut world = world.restarted(0);
+    assert_eq!(world.get(b"a").unwrap(), b"newer");
+    assert_eq!(world.get(b"big"), Err(Status::NotFound));
+}
+
+#[test]
+fn a_volatile_write_taken_back_leaves_no_trace_in_the_window() {
+    let mut world = World::new(1 << 20);
+    world.put(b"a", b"old");
+    assert_eq!(
+        world.put_as(b"a", b"lost", Durability::Volatile).status,
+        Status::Ok
+    );
+    assert_eq!(world.get(b"a").unwrap(), b"lost");
+    let agent = AgentNo(0);
+    let in_window = |world: &World| {
+        world
+            .shard
+            .store
+            .tables
+            .agent(agent)
+            .window
+            .as_ref()
+            .unwrap()
+            .contains(b"a")
+    };
+    assert!(in_window(&world));
+    world.disk().faults.write = Some(FailedWrite {
+        skip: 0,
+        written: 0,
+        error: DiskError::NoSpace,
+    });
+    assert_eq!(world.put(b"b", b"x").status, Status::NoSpace);
+    assert!(!in_window(&world));
+    assert_eq!(world.get(b"a").unwrap(), b"old");
+}
+
+#[test]
+fn a_failed_sync_is_final_and_reads_go_on() {
+    let mut world = World::new(1 << 20);
+    world.put(b"a", b"1");
+    let error = || DiskError::Os {
+        call: "fdatasync",
+        segment: crate::id::SegmentNo(1),
+        errno: 5,
+    };
+    world.disk().faults.sync = Some(error());
+    assert_eq!(
+        world.put_as(b"a", b"2", Durability::Power).status,
+        Status::IoFailed
+    );
+    world.disk().faults.sync = None;
+    assert_eq!(world.put(b"a", b"3").status, Status::ReadOnly);
+    world.submit(Op::Sync, b"", b"", |entry| {
+        entry.durability = Some(Durability::Power)
+    });
+    assert_eq!(world.wait().status, Status::IoFailed);
+    assert!(world.get(b"a").is_ok());
+}
+
+#[test]
+fn a_full_disk_refuses_writes_until_there_is_room() {
+    let mut world = World::new(0);
+    world.put(b"first", b"kept");
+    world.disk().faults.create = Some(DiskError::NoSpace);
+    let mut written = 0_u32;
+    let refused = loop {
+        let content: Vec<u8> = (0..30_000_u32).map(|i| (i ^ written) as u8).collect();
+        let completion = world.put(&written.to_le_bytes(), &content);
+        if completion.status != Status::Ok {
+            break completion;
+        }
+        written += 1;
+        assert!(written < 200, "the disk never filled");
+    };
+    assert_eq!(refused.status, Status::NoSpace);
+    assert_eq!(world.get(b"first").unwrap(), b"kept");
+    world.disk().faults.create = None;
+    for _ in 0..300 {
+        world.step();
+        world.disk().run_io();
+    }
+    assert_eq!(world.put(b"again", &[1; 30_000]).status, Status::Ok);
+    let mut world = world.restarted(0);
+    assert_eq!(world.get(b"again").unwrap(), [1; 30_000]);
+    assert_eq!(world.get(b"first").unwrap(), b"kept");
+}
+
+#[test]
+fn damaged_bytes_are_never_served_and_can_be_written_anew() {
+    let mut world = World::new(0);
+    let content = vec![0xAB; 5000];
+    world.put(b"bad", &content);
+    world.put(b"good", b"fine");
+    let at = world.shard.store.tables.objects.get(ObjectNo(0)).at;
+    world.disk().bytes_mut(at.segment)[at.offset as usize + 77] ^= 4;
+    assert_eq!(world.get(b"bad"), Err(Status::Corrupt));
+    assert_eq!(world.get(b"bad"), Err(Status::Corrupt));
+    assert_eq!(world.get(b"good").unwrap(), b"fine");
+    // The same bytes again must not be shared with the damaged ones.
+    assert_eq!(world.put(b"bad", &content).status, Status::Ok);
+    assert_eq!(world.get(b"bad").unwrap(), content);
+    let mut cold = (at.segment, 0..SEGMENT_BYTES);
+    cold.1.start = 0;
+    world.disk().cold.push(cold);
+    assert_eq!(world.get(b"bad").unwrap(), content);
+}
+
+#[test]
+fn a_read_that_waits_for_the_device_keeps_its_value() {
+    let mut world = World::new(0);
+    world.put(b"a", b"before");
+    let segment = world.shard.store.tables.objects.get(ObjectNo(0)).at.segment;
+    world.disk().cold.push((segment, 0..SEGMENT_BYTES));
+    world.disk().at_once = false;
+    let read = world.submit(Op::Get, b"a", b"", |_| {});
+    world.step();
+    assert!(world.completion().is_none());
+    let write = world.submit(Op::Put, b"a", b"after", |_| {});
+    world.step();
+    assert_eq!(world.completion().unwrap().user_data, write);
+    world.disk().run_io();
+    world.step();
+    let completion = world.completion().unwrap();
+    assert_eq!((completion.user_data, completion.tier), (read, Tier::Cold));
+    assert_eq!(completion.id, crate::id::ObjectId::of_blob(b"before"));
+    assert_eq!(world.get(b"a").unwrap(), b"after");
+}
+
+#[test]
+fn what_waits_for_a_lane_that_goes_is_dropped() {
+    let mut world = World::new(0);
+    world.put(b"a", b"x");
+    let segment = world.shard.store.tables.objects.get(ObjectNo(0)).at.segment;
+    world.disk().cold.push((segment, 0..SEGMENT_BYTES));
+    world.disk().at_once = false;
+    world.submit(Op::Get, b"a", b"", |_| {});
+    world.step();
+    world.submit(Op::PutPart, b"b", &[1; 65536], |entry| entry.arg1 = 100_000);
+    world.step();
+    world.submit(Op::Sync, b"", b"", |entry| {
+        entry.durability = Some(Durability::Power)
+    });
+    world.step();
+    let session = SessionNo(1);
+    let end = Command::EndSession {
+        session,
+        reason: CloseReason::Detached,
+    };
+    assert!(world.commands.push(end).is_ok());
+    world.step();
+    assert_eq!(world.lane.closed(), Some(CloseReason::Detached));
+    // A new lane takes the old one's place; it must get none of its answers.
+    let (ring, client) = rings(LaneNo(0));
+    world.lane = client;
+    world.held.clear();
+    world.attach(LaneNo(0), ring);
+    for _ in 0..5 {
+        world.disk().run_io();
+        world.step();
+        assert!(world.completion().is_none());
+    }
+    assert!(world.shard.pending.is_empty());
+    world.disk().at_once = true;
+    assert_eq!(world.get(b"a").unwrap(), b"x");
+    assert_eq!(world.get(b"b"), Err(Status::NotFound));
+}
+
+#[test]
+fn a_shutdown_syncs_everything_first() {
+    let mut world = World::new(1 << 20);
+    world.disk().at_once = false;
+    world.submit(Op::Put, b"a", b"1", |entry| {
+        entry.durability = Some(Durability::Volatile)
+    });
+    world.step();
+    let (reply, answer) = channel();
+    assert!(world.commands.push(Command::Shutdown { reply }).is_ok());
+    for _ in 0..5 {
+        world.step();
+        assert!(answer.try_recv().is_err());
+    }
+    for _ in 0..5 {
+        world.disk().run_io();
+        world.step();
+    }
+    let (last, synced) = answer.try_recv().unwrap();
+    assert!(synced && last.0 >= 2);
+    assert!(world.shard.is_stopped());
+    let mut disk = world.disk().clone();
+    disk.power_cut(&mut Random(1));
+    assert_eq!(World::over(disk, 0).get(b"a").unwrap(), b"1");
+}
