@@ -20,3 +20,8 @@ pub mod state;
 pub mod topology;
 
 pub use runtime::Runtime;
+
+/// Compiles the examples of the README with the doc tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -2,7 +2,7 @@
 //!
 //! The filter can't be taken off again, so the test runs itself in a child process.
 
-#![allow(unsafe_code, reason = "a seccomp filter is installed by prctl")]
+#![expect(unsafe_code, reason = "a seccomp filter is installed by prctl")]
 
 use std::process::Command;
 use std::sync::Arc;

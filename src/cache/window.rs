@@ -7,7 +7,7 @@
 //! Invariants
 //! - a hit is the value of exactly that key, whole: the words were copied between two loads of
 //!   one sequence number that were even and equal.
-//! - whatever bytes the region holds, a read ends after [`ATTEMPTS_MAX`] attempts and touches
+//! - whatever bytes the region holds, a read ends after `ATTEMPTS_MAX` attempts and touches
 //!   nothing outside the region.
 //! - opening a window reads nothing of it, so a window that was never used has no page.
 //!

@@ -13,7 +13,7 @@
 //!
 //! The path of a write: `execute` → `write::put` → [`store::Store::put`] appends a record and
 //! changes the tables → the end of the turn flushes once for all writes of the turn → completions
-//! are posted, or wait in [`pending::Pending::power`] for the group commit.
+//! are posted, or wait in `pending::Pending::power` for the group commit.
 //!
 //! Cost of a turn that serves one read from L2: 2 cache lines from the agent (entry, key), 1 to it
 //! (completion) and the value's; no system call, no allocation. A write adds one system call.
