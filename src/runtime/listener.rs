@@ -337,6 +337,10 @@ impl Thread {
                 if guest.seat.is_none() {
                     return self.forget(key, CloseReason::Malformed);
                 }
+                // A frame that no client sends in an open session.
+                if refusal.code == RefusalCode::Protocol {
+                    return self.end(key, CloseReason::Malformed, &text);
+                }
             }
         }
     }
