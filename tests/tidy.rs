@@ -38,7 +38,7 @@ const DEPENDENCY_ROOMS: [(&str, &[&str]); 19] = [
     ("flate2", &["cli"]),
     ("glommio", &["io"]),
     ("hashbrown", &["cache", "segment", "shard", "state"]),
-    ("hdrhistogram", &["metrics"]),
+    ("hdrhistogram", &["metrics", "cli"]),
     ("hwlocality", &["topology"]),
     ("indicatif", &["cli"]),
     ("memmap2", &["cache", "io", "shared"]),
