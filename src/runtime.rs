@@ -269,8 +269,23 @@ impl Runtime {
         let stop = Arc::new(AtomicBool::new(false));
         let (control, events) = ControlPlane::new(&resolved, commands.clone(), doorbells.clone())?;
         let control = Arc::new(control);
+        // From here on, dropping it on an error stops what was started.
+        let mut runtime = Self {
+            host: host::session(&control)?,
+            control: Arc::clone(&control),
+            listener: None,
+            shards: Vec::new(),
+            io: Some(io),
+            counters: Arc::clone(&counters),
+            l2_bytes,
+            resolved,
+            recovery,
+            stop,
+            _data_dir: data_dir,
+        };
+        let config = &runtime.resolved.config;
+        let seats = &runtime.resolved.placement.shards;
         let ports = mesh::<PeerMessage>(seats.len(), MESH_MESSAGES_MAX);
-        let mut shards = Vec::new();
         for (no, (store, port)) in stores.into_iter().zip(ports).enumerate() {
             let options = ShardOptions {
                 no: ShardNo(no as u16),
@@ -284,29 +299,17 @@ impl Runtime {
                 Arc::clone(&commands[no]),
                 Arc::clone(&counters),
             );
-            shards.push(ShardThread::spawn(
+            runtime.shards.push(ShardThread::spawn(
                 shard,
                 seats[no],
                 doorbells.clone(),
                 control.events_for(ShardNo(no as u16)),
-                Arc::clone(&stop),
+                Arc::clone(&runtime.stop),
             )?);
         }
-        let listener = Listener::start(&config.socket, Arc::clone(&control), events)?;
-        let host = host::session(&control)?;
-        Ok(Self {
-            control,
-            listener: Some(listener),
-            shards,
-            io: Some(io),
-            host,
-            counters,
-            l2_bytes,
-            resolved,
-            recovery,
-            stop,
-            _data_dir: data_dir,
-        })
+        let listener = Listener::start(&config.socket, control, events)?;
+        runtime.listener = Some(listener);
+        Ok(runtime)
     }
 
     /// A lane of a host thread to an agent, which is made where there is none. The same as through

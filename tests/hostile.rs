@@ -271,9 +271,8 @@ fn check(attack: impl FnOnce(&Path)) {
     }
     drop(again);
     served.assert_alive();
-    // Segments come and go by themselves; they are a few.
     wait_for(&format!("{fds} descriptors again"), || {
-        (served.fds() <= fds + 2).then_some(())
+        (served.fds() <= fds).then_some(())
     });
     wait_for(&format!("{maps} mappings again"), || {
         (served.maps() <= maps).then_some(())

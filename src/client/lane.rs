@@ -30,6 +30,9 @@ const LIST_BYTES: u32 = 128 << 10;
 const SPIN: Duration = Duration::from_micros(50);
 /// How long it sleeps before it looks whether the runtime is still there.
 const SLEEP: Duration = Duration::from_millis(100);
+/// How long the window is trusted after a look at the socket: less than it takes to start another
+/// runtime, so that this one's death is seen before anybody else acknowledges a write.
+const ALIVE_FOR_MS: u64 = 10;
 /// Times a value may change under a read in parts.
 const CHANGES_MAX: u32 = 16;
 
@@ -133,6 +136,8 @@ pub struct Lane {
     next: u64,
     spin: Duration,
     reply: Vec<u8>,
+    /// Until when, by the coarse clock, the window is used without a look at the socket.
+    alive_until_ms: u64,
 }
 
 impl Lane {
@@ -150,6 +155,7 @@ impl Lane {
             next: 0,
             spin,
             reply: Vec::new(),
+            alive_until_ms: 0,
         }
     }
 
@@ -175,12 +181,43 @@ impl Lane {
     #[inline]
     pub fn get_window(&mut self, key: &[u8], out: &mut Vec<u8>) -> Option<Found> {
         let hit = self.window.as_ref()?.get_into(key, out)?;
+        if !self.is_attended() {
+            return None;
+        }
         self.ring.report_hit(hit.slot, hit.tag);
         Some(Found {
             tier: Tier::L1,
             value_bytes: out.len() as u64,
             id: None,
         })
+    }
+
+    /// Whether somebody keeps the window up to date: a closed lane's window stays as it was when
+    /// it was closed, and so does that of a runtime that was killed, while a new runtime may have
+    /// acknowledged other values. A killed one leaves no mark in memory, so that its socket is
+    /// looked at, at most every [`ALIVE_FOR_MS`].
+    #[inline]
+    fn is_attended(&mut self) -> bool {
+        if self.ring.closed().is_some() {
+            self.window = None;
+            return false;
+        }
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse);
+        let now_ms = now.tv_sec as u64 * 1000 + now.tv_nsec as u64 / 1_000_000;
+        if now_ms < self.alive_until_ms {
+            return true;
+        }
+        self.look_for_life(now_ms)
+    }
+
+    #[cold]
+    fn look_for_life(&mut self, now_ms: u64) -> bool {
+        let alive = self.connection.is_alive();
+        self.alive_until_ms = now_ms + ALIVE_FOR_MS;
+        if !alive {
+            self.window = None;
+        }
+        alive
     }
 
     /// The value of `key` of another agent, which has to be public.

@@ -94,6 +94,9 @@ pub trait Connection: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// The runtime is gone.
     fn check(&self) -> Result<(), ClientError>;
+    /// Whether the runtime still runs, as far as can be seen at once. Nothing that it has sent is
+    /// taken.
+    fn is_alive(&self) -> bool;
     /// What becomes readable when an armed lane has a completion.
     fn event_fd(&self) -> Option<BorrowedFd<'_>>;
 }
@@ -263,6 +266,13 @@ impl Connection for SocketConnection {
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+
+    fn is_alive(&self) -> bool {
+        // A signal's interruption is no hang-up.
+        let now = rustix::event::Timespec::default();
+        let mut polled = [PollFd::new(&self.socket, PollFlags::RDHUP)];
+        !matches!(rustix::event::poll(&mut polled, Some(&now)), Ok(1..))
     }
 
     fn event_fd(&self) -> Option<BorrowedFd<'_>> {

@@ -149,7 +149,22 @@ fn bind(path: &Path, others_allowed: bool) -> Result<OwnedFd, ListenError> {
                 });
             }
             // Nobody listens: what a killed runtime left.
-            Err(_) => std::fs::remove_file(path).map_err(os)?,
+            Err(SocketError::Connect { source, .. })
+                if source.kind() == io::ErrorKind::ConnectionRefused =>
+            {
+                std::fs::remove_file(path).map_err(os)?;
+            }
+            Err(SocketError::Connect { source, .. })
+                if source.kind() == io::ErrorKind::PermissionDenied =>
+            {
+                return Err(os(source));
+            }
+            // Somebody does, and be it another program with a socket of another type.
+            Err(_) => {
+                return Err(ListenError::InUse {
+                    path: path.to_owned(),
+                });
+            }
         },
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(os(error)),

@@ -9,7 +9,7 @@ use crate::agent::packed;
 use crate::config::Durability;
 use crate::id::{OBJECT_ID_BYTES, ObjectId, VALUE_BYTES_MAX};
 use crate::segment::index::ObjectNo;
-use crate::segment::{Disk, DiskError, HEAD_BYTES_MAX, LogError, PART_BYTES_MAX, Sequence};
+use crate::segment::{Disk, DiskError, LogError, PART_BYTES_MAX, Record, Sequence};
 use crate::shard::lanes::{LaneRef, Upload};
 use crate::shard::store::{Refused, Written};
 use crate::shard::{Scratch, Shard, Staged, Step};
@@ -201,8 +201,9 @@ impl<D: Disk> Shard<D> {
             return Step::Done;
         }
         // All or none: room for every record is asked for before the first is appended.
+        // Their own sizes, not the largest: a thousand of those are more than the log ever grants.
         let bytes = pairs
-            .map(|(_, value)| value.len() + HEAD_BYTES_MAX)
+            .map(|(key, value)| Record::put_bytes(key.len(), value.len()))
             .sum::<usize>();
         if let Err(refused) = self.store.ready(bytes, true) {
             return self.end_write(at, entry, Err(refused));

@@ -77,10 +77,12 @@ impl Served {
         self.child.id()
     }
 
-    /// Descriptors that the runtime holds.
+    /// Descriptors that the runtime holds, but for segments: those come and go by themselves.
     pub fn fds(&self) -> usize {
-        std::fs::read_dir(format!("/proc/{}/fd", self.pid()))
-            .unwrap()
+        let fds = std::fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap();
+        let links = fds.filter_map(|fd| std::fs::read_link(fd.ok()?.path()).ok());
+        links
+            .filter(|link| link.extension().is_none_or(|extension| extension != "seg"))
             .count()
     }
 
