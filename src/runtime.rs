@@ -283,33 +283,39 @@ impl Runtime {
             stop,
             _data_dir: data_dir,
         };
-        let config = &runtime.resolved.config;
-        let seats = &runtime.resolved.placement.shards;
-        let ports = mesh::<PeerMessage>(seats.len(), MESH_MESSAGES_MAX);
+        runtime.spawn_shards(stores, &commands, &doorbells)?;
+        let socket = &runtime.resolved.config.socket;
+        let listener = Listener::start(socket, control, events)?;
+        runtime.listener = Some(listener);
+        Ok(runtime)
+    }
+
+    /// Starts a thread for each shard, in its seat.
+    fn spawn_shards(
+        &mut self,
+        stores: Vec<Store<ShardDisk>>,
+        commands: &[Arc<ArrayQueue<Command>>],
+        doorbells: &[Arc<Doorbell>],
+    ) -> Result<(), RuntimeError> {
+        let config = &self.resolved.config;
+        let ports = mesh::<PeerMessage>(stores.len(), MESH_MESSAGES_MAX);
         for (no, (store, port)) in stores.into_iter().zip(ports).enumerate() {
             let options = ShardOptions {
                 no: ShardNo(no as u16),
                 durability: config.durability,
                 group_commit_ns: config.group_commit_interval.as_nanos() as u64,
             };
-            let shard = Shard::new(
-                options,
-                store,
-                port,
-                Arc::clone(&commands[no]),
-                Arc::clone(&counters),
-            );
-            runtime.shards.push(ShardThread::spawn(
+            let counters = Arc::clone(&self.counters);
+            let shard = Shard::new(options, store, port, Arc::clone(&commands[no]), counters);
+            self.shards.push(ShardThread::spawn(
                 shard,
-                seats[no],
-                doorbells.clone(),
-                control.events_for(ShardNo(no as u16)),
-                Arc::clone(&runtime.stop),
+                self.resolved.placement.shards[no],
+                doorbells.to_vec(),
+                self.control.events_for(ShardNo(no as u16)),
+                Arc::clone(&self.stop),
             )?);
         }
-        let listener = Listener::start(&config.socket, control, events)?;
-        runtime.listener = Some(listener);
-        Ok(runtime)
+        Ok(())
     }
 
     /// A lane of a host thread to an agent, which is made where there is none. The same as through

@@ -12,10 +12,13 @@ use crate::agent::client_lane::{ClientLane, Notify};
 use crate::agent::entry::{Completion, Op, Status, Submission, Tier};
 use crate::agent::layout::PART_BYTES_MAX;
 use crate::agent::packed;
+use crate::client::reply::{
+    Expect, Found, Page, PutOptions, Reply, ScannedKey, Stat, Ticket, Written,
+};
 use crate::client::session::{AttachedLane, Connection};
 use crate::client::{ClientError, Session};
 use crate::config::Durability;
-use crate::id::{KEY_BYTES_MAX, ObjectId, VALUE_BYTES_MAX};
+use crate::id::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
 use crate::metrics::Stats;
 
 /// Most bytes of a value asked for in one reply. A reply's pages stay resident for as long as the
@@ -35,88 +38,6 @@ const SLEEP: Duration = Duration::from_millis(100);
 const ALIVE_FOR_MS: u64 = 10;
 /// Times a value may change under a read in parts.
 const CHANGES_MAX: u32 = 16;
-
-/// A value that was found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Found {
-    /// Which tier served it; of a value in several parts, the farthest.
-    pub tier: Tier,
-    /// Bytes of the whole value.
-    pub value_bytes: u64,
-    /// Its id; not known of a value served by the window (there it is the BLAKE3 of the bytes).
-    pub id: Option<ObjectId>,
-}
-
-/// A write that was acknowledged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Written {
-    /// Its place in the log of its shard: what [`Lane::sync_to`] takes.
-    pub sequence: u64,
-    /// The durability that was reached.
-    pub durability: Durability,
-    /// The id of the value.
-    pub id: ObjectId,
-}
-
-/// What is known of a key without its value.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stat {
-    /// Bytes of the value.
-    pub value_bytes: u64,
-    /// Its id.
-    pub id: ObjectId,
-}
-
-/// What a key must name for a write to go ahead.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Expect {
-    /// Nothing.
-    Absent,
-    /// This value.
-    Value(ObjectId),
-}
-
-/// How to write.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PutOptions {
-    /// What the write must survive before it is acknowledged; `None`: the runtime's default.
-    pub durability: Option<Durability>,
-    /// Write only if the key names this now.
-    pub expect: Option<Expect>,
-}
-
-/// A key that a scan found.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ScannedKey {
-    /// The key.
-    pub key: Vec<u8>,
-    /// Bytes of its value.
-    pub value_bytes: u64,
-    /// Id of its value.
-    pub id: ObjectId,
-}
-
-/// One page of a scan, in the order of the keys' bytes.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Page {
-    /// The keys.
-    pub keys: Vec<ScannedKey>,
-    /// There are more: scan again after the last of these.
-    pub more: bool,
-}
-
-/// Names a pipelined request until its reply was taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Ticket(u64);
-
-/// The reply to a pipelined request.
-#[derive(Debug)]
-pub struct Reply {
-    /// The request.
-    pub ticket: Ticket,
-    /// What came of it; `NotFound` is a status, no error.
-    pub outcome: Result<Completion, ClientError>,
-}
 
 #[derive(Debug)]
 struct Request {
@@ -259,7 +180,7 @@ impl Lane {
             let ticket = self.submit_put(key, value, options)?;
             return self
                 .finish(ticket, None)
-                .map(|completion| written(&completion));
+                .map(|completion| Written::of(&completion));
         }
         // Parts before the last make no promise: what counts is the record that names them.
         let (head, last) = value.split_at((value.len() - 1) / PART * PART);
@@ -273,7 +194,7 @@ impl Lane {
         entry.durability = options.durability;
         let ticket = self.submit_write(entry, key, last, options.expect)?;
         self.finish(ticket, None)
-            .map(|completion| written(&completion))
+            .map(|completion| Written::of(&completion))
     }
 
     fn part(&mut self, offset: usize, total: usize) -> Submission {
@@ -403,7 +324,7 @@ impl Lane {
         entry.durability = durability;
         let room = (pairs.len() * packed::PUT_ANSWER_BYTES) as u32;
         let ticket = self.submit(entry, &[], &list, room)?;
-        self.with_reply(ticket, |_, completion, _| Ok(Some(written(completion))))
+        self.with_reply(ticket, |_, completion, _| Ok(Some(Written::of(completion))))
     }
 
     /// Waits until everything written so far, through any lane of the agent's shard, has
@@ -804,14 +725,6 @@ fn free(ring: &mut ClientLane, input: Option<Block>, output: Option<Block>) {
     }
     if let Some(block) = output {
         ring.free_output(block);
-    }
-}
-
-fn written(completion: &Completion) -> Written {
-    Written {
-        sequence: completion.value_bytes,
-        durability: completion.durability.unwrap_or(Durability::Volatile),
-        id: completion.id,
     }
 }
 
