@@ -60,7 +60,7 @@ const LONG_FILES: [(&str, usize, &str); 1] = [(
 /// Lines of code in a function.
 const FUNCTION_LINES_MAX: usize = 90;
 /// Functions that may be longer, how long, and why.
-const LONG_FUNCTIONS: [(&str, &str, usize, &str); 2] = [(
+const LONG_FUNCTIONS: [(&str, &str, usize, &str); 1] = [(
     "src/shard/read.rs",
     "multi_get",
     95,
