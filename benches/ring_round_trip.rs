@@ -63,7 +63,7 @@ fn ask(lane: &mut Lane, count: u64, histogram: &mut Histogram<u64>) {
 
 fn bare_rounds(bench: &common::Bench, rounds: usize, count: u64) -> Vec<Histogram<u64>> {
     let core = bench.shard_core();
-    let alone = std::thread::available_parallelism().map_or(1, usize::from) == 1;
+    let alone = bench.cores() == 1;
     let wait = move || {
         if alone {
             std::thread::yield_now()

@@ -75,6 +75,11 @@ impl Bench {
         if self.small { small } else { full }
     }
 
+    /// Cores that this process may use, whatever this thread is pinned to.
+    pub fn cores(&self) -> u32 {
+        self.cores.count()
+    }
+
     /// The core of the first shard, where it has its own.
     pub fn shard_core(&self) -> Option<CoreId> {
         self.placement.shards.first().and_then(|seat| seat.core)

@@ -31,6 +31,11 @@ const LIST_BYTES: u32 = 128 << 10;
 /// How long a waiting call polls before it sleeps: a shard that is awake answers within a few
 /// microseconds; sleeping and waking costs fifty.
 const SPIN: Duration = Duration::from_micros(50);
+/// Polls in a row that came to nothing after which a lane sleeps at once: the answer takes longer
+/// than polling (a device), or polling keeps the shard from answering (one core for both).
+const VAIN_SPINS_MAX: u32 = 4;
+/// Of the waits that then sleep at once, one in this many polls first, to see whether it pays.
+const SPIN_PROBE_WAITS: u32 = 16;
 /// How long it sleeps before it looks whether the runtime is still there.
 const SLEEP: Duration = Duration::from_millis(100);
 /// How long the window is trusted after a look at the socket: less than it takes to start another
@@ -55,7 +60,8 @@ pub struct Lane {
     window: Option<crate::cache::WindowReader>,
     requests: Vec<Request>,
     next: u64,
-    spin: Duration,
+    /// Polls that came to nothing since the last that did not, and waits that did not poll.
+    vain_spins: u32,
     reply: Vec<u8>,
     /// Until when, by the coarse clock, the window is used without a look at the socket.
     alive_until_ms: u64,
@@ -65,16 +71,13 @@ impl Lane {
     pub(super) fn new(connection: Arc<dyn Connection>, attached: AttachedLane) -> Self {
         let AttachedLane { ring, window } = attached;
         let requests = Vec::with_capacity(ring.sizes().ring_slots() as usize);
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        // Alone with the shard on one core, polling only keeps it from answering.
-        let spin = if cores > 1 { SPIN } else { Duration::ZERO };
         Self {
             connection,
             ring,
             window,
             requests,
             next: 0,
-            spin,
+            vain_spins: 0,
             reply: Vec::new(),
             alive_until_ms: 0,
         }
@@ -681,8 +684,16 @@ impl Lane {
     }
 
     fn next_completion(&mut self) -> Result<Completion, ClientError> {
+        let vain = self.vain_spins;
+        if vain < VAIN_SPINS_MAX || vain.is_multiple_of(SPIN_PROBE_WAITS) {
+            if let Some(completion) = self.ring.wait(SPIN, SPIN)? {
+                self.vain_spins = 0;
+                return Ok(completion);
+            }
+        }
+        self.vain_spins = vain.wrapping_add(1);
         loop {
-            if let Some(completion) = self.ring.wait(self.spin, SLEEP)? {
+            if let Some(completion) = self.ring.wait(Duration::ZERO, SLEEP)? {
                 return Ok(completion);
             }
             self.connection.check()?;
@@ -701,10 +712,13 @@ impl Lane {
     /// Copies the reply out and gives the request's blocks back.
     fn release(&mut self, at: usize, completion: Completion, out: &mut Vec<u8>) {
         let request = self.requests.remove(at);
-        out.clear();
+        let bytes = match &request.output {
+            Some(block) => completion.reply_bytes.min(block.extent().len),
+            None => 0,
+        };
+        // Bytes that are there already are not zeroed first.
+        out.resize(bytes as usize, 0);
         if let Some(block) = &request.output {
-            let bytes = completion.reply_bytes.min(block.extent().len);
-            out.resize(bytes as usize, 0);
             self.ring.read_output(block.first(bytes), out);
         }
         free(&mut self.ring, request.input, request.output);
