@@ -66,6 +66,9 @@ const DIRTY_BYTES_MAX: u64 = 8 << 20;
 const DIRTY_NS_MAX: u64 = 1_000_000_000;
 /// How often room for the next segment is asked for while the disk is full, in nanoseconds.
 const SPACE_RETRY_NS: u64 = 100_000_000;
+/// Least time between two measurements of every agent's memory by a shard that falls asleep, in
+/// nanoseconds: with thousands of agents it takes longer than what woke the shard.
+const MEASURE_NS: u64 = 100_000_000;
 /// Turns between two measurements of the indexes' memory.
 const MEASURE_TURNS: u64 = 1 << 16;
 
@@ -150,6 +153,7 @@ pub struct Shard<D> {
     last_tier: Tier,
     now: u64,
     next_retry: u64,
+    next_measure: u64,
     turns: u64,
     dirty_since: Option<u64>,
     power_since: Option<u64>,
@@ -191,6 +195,7 @@ impl<D: Disk> Shard<D> {
             last_tier: Tier::None,
             now: 0,
             next_retry: 0,
+            next_measure: 0,
             turns: 0,
             dirty_since: None,
             power_since: None,
@@ -245,7 +250,10 @@ impl<D: Disk> Shard<D> {
             self.must_flush = true;
             self.end_turn();
         }
-        self.publish_gauges();
+        self.publish_counts();
+        if self.now >= self.next_measure {
+            self.publish_gauges();
+        }
         self.counters().sleeps.add(1);
     }
 
@@ -403,9 +411,12 @@ impl<D: Disk> Shard<D> {
                         self.post(lane, &completion);
                     }
                 }
-                for (_, lane) in self.lanes.iter_mut() {
-                    if let Some(upload) = &mut lane.upload {
-                        upload.unflushed = false;
+                // Not for every flush: this looks at all lanes.
+                if self.uploads > 0 {
+                    for (_, lane) in self.lanes.iter_mut() {
+                        if let Some(upload) = &mut lane.upload {
+                            upload.unflushed = false;
+                        }
                     }
                 }
                 self.release_peers(true);
@@ -591,7 +602,9 @@ impl<D: Disk> Shard<D> {
         }
     }
 
+    /// Brings all gauges up to date: looks at every agent.
     fn publish_gauges(&mut self) {
+        self.next_measure = self.now + MEASURE_NS;
         let index_bytes = self.store.measure();
         let window_bytes: usize = self
             .store
@@ -602,8 +615,15 @@ impl<D: Disk> Shard<D> {
             .filter(|window| !window.is_empty())
             .map(|window| window.bytes())
             .sum();
-        let store = &self.store;
-        let counters = &self.counters[usize::from(self.options.no.0)];
+        let counters = self.counters();
+        counters.l1_bytes.set(window_bytes as u64);
+        counters.index_bytes.set(index_bytes);
+        self.publish_counts();
+    }
+
+    /// Brings the gauges up to date that cost nothing.
+    fn publish_counts(&self) {
+        let (store, counters) = (&self.store, self.counters());
         counters.agents.set(store.tables.agents.len() as u64);
         counters.lanes.set(self.lanes.len() as u64);
         counters.keys.set(store.tables.keys);
@@ -611,8 +631,6 @@ impl<D: Disk> Shard<D> {
         counters.live_bytes.set(store.tables.live_bytes);
         counters.garbage_bytes.set(store.tables.garbage_bytes);
         counters.l2_bytes.set(store.l2.bytes_used() as u64);
-        counters.l1_bytes.set(window_bytes as u64);
-        counters.index_bytes.set(index_bytes);
         counters.sequence.set(store.log.last().0);
         counters.synced_sequence.set(store.log.synced().0);
     }
