@@ -92,10 +92,10 @@ impl Bench {
 
     /// Pins this thread to the agents' core.
     pub fn pin(&self) {
-        if let Some(core) = self.agent_core() {
-            if !pin_current_thread(core) {
-                println!("not pinned: core {} refuses", core.0);
-            }
+        if let Some(core) = self.agent_core()
+            && !pin_current_thread(core)
+        {
+            println!("not pinned: core {} refuses", core.0);
         }
     }
 
@@ -234,7 +234,7 @@ impl Numbers {
         let mut mixed = self.0;
         mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (u128::from(mixed ^ mixed >> 31) * u128::from(bound) >> 64) as u64
+        ((u128::from(mixed ^ mixed >> 31) * u128::from(bound)) >> 64) as u64
     }
 }
 

@@ -685,11 +685,11 @@ impl Lane {
 
     fn next_completion(&mut self) -> Result<Completion, ClientError> {
         let vain = self.vain_spins;
-        if vain < VAIN_SPINS_MAX || vain.is_multiple_of(SPIN_PROBE_WAITS) {
-            if let Some(completion) = self.ring.wait(SPIN, SPIN)? {
-                self.vain_spins = 0;
-                return Ok(completion);
-            }
+        if (vain < VAIN_SPINS_MAX || vain.is_multiple_of(SPIN_PROBE_WAITS))
+            && let Some(completion) = self.ring.wait(SPIN, SPIN)?
+        {
+            self.vain_spins = 0;
+            return Ok(completion);
         }
         self.vain_spins = vain.wrapping_add(1);
         loop {

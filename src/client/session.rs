@@ -239,8 +239,16 @@ impl Connection for SocketConnection {
 
     fn detach(&self, lane: LaneNo) {
         // The answer is skipped by whoever reads the socket next; a runtime that is gone has
-        // taken the lane away already.
-        let _ = self.socket.send(u32::MAX, &Frame::Detach { lane }, &[]);
+        // taken the lane away already. One that is behind gets it when there is room: a lane
+        // whose end was never told would stay as long as the session.
+        let deadline = Instant::now() + Duration::from_secs(ANSWER_SECONDS);
+        while let Err(SocketError::WouldBlock) =
+            self.socket.send(u32::MAX, &Frame::Detach { lane }, &[])
+        {
+            if await_ready(&self.socket, PollFlags::OUT, deadline).is_err() {
+                return;
+            }
+        }
     }
 
     fn wake(&self, shard: ShardNo) {
@@ -288,7 +296,7 @@ fn await_answer(socket: &FrameSocket, request: u32) -> Result<Answer, ClientErro
         let received = match socket.receive(&mut buffer) {
             Ok(received) => received,
             Err(SocketError::WouldBlock) => {
-                await_readable(socket, deadline)?;
+                await_ready(socket, PollFlags::IN, deadline)?;
                 continue;
             }
             Err(SocketError::Closed) => return Err(ClientError::RuntimeGone),
@@ -325,7 +333,11 @@ fn await_answer(socket: &FrameSocket, request: u32) -> Result<Answer, ClientErro
     }
 }
 
-fn await_readable(socket: &FrameSocket, deadline: Instant) -> Result<(), ClientError> {
+fn await_ready(
+    socket: &FrameSocket,
+    what: PollFlags,
+    deadline: Instant,
+) -> Result<(), ClientError> {
     let left = deadline.saturating_duration_since(Instant::now());
     if left.is_zero() {
         return Err(ClientError::NoAnswer {
@@ -336,7 +348,7 @@ fn await_readable(socket: &FrameSocket, deadline: Instant) -> Result<(), ClientE
         tv_sec: left.as_secs() as i64,
         tv_nsec: i64::from(left.subsec_nanos()),
     };
-    let mut polled = [PollFd::new(socket, PollFlags::IN)];
+    let mut polled = [PollFd::new(socket, what)];
     match rustix::event::poll(&mut polled, Some(&timeout)) {
         Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
         Err(errno) => Err(SocketError::from(errno).into()),
