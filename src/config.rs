@@ -27,7 +27,7 @@ pub use error::{ConfigError, Origin, Problem, ranges_text};
 pub use parse::KEYS;
 pub use units::{duration_text, parse_duration, parse_size, size_text};
 
-/// Most shards of one runtime: as many as the protocol has status pages for.
+/// Most shards of one runtime: each has a page in the handshake.
 pub const SHARDS_MAX: u16 = 64;
 /// Longest path of a Unix socket, in bytes: `sockaddr_un` has 108 with the closing zero.
 pub const SOCKET_PATH_BYTES_MAX: usize = 107;
@@ -341,10 +341,10 @@ mod tests {
             ),
             (
                 Config {
-                    shards: Choice::Fixed(65),
+                    shards: Choice::Fixed(257),
                     ..base()
                 },
-                "shards = 65: not a number of shards; write \"auto\" or a number from 1 to 64",
+                "shards = 257: not a number of shards; write \"auto\" or a number from 1 to 64",
             ),
             (
                 Config {

@@ -269,44 +269,53 @@ impl Runtime {
         let stop = Arc::new(AtomicBool::new(false));
         let (control, events) = ControlPlane::new(&resolved, commands.clone(), doorbells.clone())?;
         let control = Arc::new(control);
-        let ports = mesh::<PeerMessage>(seats.len(), MESH_MESSAGES_MAX);
-        let mut shards = Vec::new();
+        // From here on, dropping it on an error stops what was started.
+        let mut runtime = Self {
+            host: host::session(&control)?,
+            control: Arc::clone(&control),
+            listener: None,
+            shards: Vec::new(),
+            io: Some(io),
+            counters: Arc::clone(&counters),
+            l2_bytes,
+            resolved,
+            recovery,
+            stop,
+            _data_dir: data_dir,
+        };
+        runtime.spawn_shards(stores, &commands, &doorbells)?;
+        let socket = &runtime.resolved.config.socket;
+        let listener = Listener::start(socket, control, events)?;
+        runtime.listener = Some(listener);
+        Ok(runtime)
+    }
+
+    /// Starts a thread for each shard, in its seat.
+    fn spawn_shards(
+        &mut self,
+        stores: Vec<Store<ShardDisk>>,
+        commands: &[Arc<ArrayQueue<Command>>],
+        doorbells: &[Arc<Doorbell>],
+    ) -> Result<(), RuntimeError> {
+        let config = &self.resolved.config;
+        let ports = mesh::<PeerMessage>(stores.len(), MESH_MESSAGES_MAX);
         for (no, (store, port)) in stores.into_iter().zip(ports).enumerate() {
             let options = ShardOptions {
                 no: ShardNo(no as u16),
                 durability: config.durability,
                 group_commit_ns: config.group_commit_interval.as_nanos() as u64,
             };
-            let shard = Shard::new(
-                options,
-                store,
-                port,
-                Arc::clone(&commands[no]),
-                Arc::clone(&counters),
-            );
-            shards.push(ShardThread::spawn(
+            let counters = Arc::clone(&self.counters);
+            let shard = Shard::new(options, store, port, Arc::clone(&commands[no]), counters);
+            self.shards.push(ShardThread::spawn(
                 shard,
-                seats[no],
-                doorbells.clone(),
-                control.events_for(ShardNo(no as u16)),
-                Arc::clone(&stop),
+                self.resolved.placement.shards[no],
+                doorbells.to_vec(),
+                self.control.events_for(ShardNo(no as u16)),
+                Arc::clone(&self.stop),
             )?);
         }
-        let listener = Listener::start(&config.socket, Arc::clone(&control), events)?;
-        let host = host::session(&control)?;
-        Ok(Self {
-            control,
-            listener: Some(listener),
-            shards,
-            io: Some(io),
-            host,
-            counters,
-            l2_bytes,
-            resolved,
-            recovery,
-            stop,
-            _data_dir: data_dir,
-        })
+        Ok(())
     }
 
     /// A lane of a host thread to an agent, which is made where there is none. The same as through

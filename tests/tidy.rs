@@ -38,7 +38,7 @@ const DEPENDENCY_ROOMS: [(&str, &[&str]); 19] = [
     ("flate2", &["cli"]),
     ("glommio", &["io"]),
     ("hashbrown", &["cache", "segment", "shard", "state"]),
-    ("hdrhistogram", &["cli", "metrics"]),
+    ("hdrhistogram", &["metrics", "cli"]),
     ("hwlocality", &["topology"]),
     ("indicatif", &["cli"]),
     ("memmap2", &["cache", "io", "shared"]),
@@ -58,13 +58,13 @@ const LONG_FILES: [(&str, usize, &str); 1] = [(
 )];
 
 /// Lines of code in a function.
-const FUNCTION_LINES_MAX: usize = 95;
+const FUNCTION_LINES_MAX: usize = 90;
 /// Functions that may be longer, how long, and why.
 const LONG_FUNCTIONS: [(&str, &str, usize, &str); 1] = [(
-    "src/runtime.rs",
-    "start_in",
-    100,
-    "everything is started in one order, and is read in it",
+    "src/shard/read.rs",
+    "multi_get",
+    95,
+    "one pass over a packed list whose items share its buffers",
 )];
 
 /// Files that may hold words that others may not: written by a tool that puts them there.

@@ -20,7 +20,7 @@ pub const ENTRY_BYTES: usize = 64;
 /// 8-byte words of a submission or completion.
 pub const ENTRY_WORDS: usize = ENTRY_BYTES / 8;
 /// Most shards that one runtime has; as many status pages travel with a `Welcome`.
-pub const SHARDS_MAX: usize = 64;
+pub const SHARDS_MAX: usize = crate::config::SHARDS_MAX as usize;
 /// Largest value, or part of a value, in one submission.
 pub const PART_BYTES_MAX: u32 = 64 << 10;
 /// Bytes of the expected id that stands before the value where `COMPARE` is set.

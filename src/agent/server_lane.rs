@@ -68,6 +68,7 @@ pub struct ServerLane {
     answered: u32,
     /// Wakes, ever (wrapping).
     wakes: u32,
+    closed: bool,
 }
 
 impl ServerLane {
@@ -102,6 +103,7 @@ impl ServerLane {
             hits: 0,
             answered: 0,
             wakes: 0,
+            closed: false,
         };
         let fds = LaneFds {
             client: client_fd,
@@ -267,6 +269,7 @@ impl ServerLane {
     pub fn close(&mut self, reason: CloseReason) {
         let word = self.server.half(S_CLOSED);
         word.store(reason.to_code(), Ordering::Release); // Partner: `ClientLane::closed`.
+        self.closed = true;
         self.wake();
     }
 
@@ -324,5 +327,18 @@ impl ServerLane {
     #[cfg(test)]
     pub(super) fn position(&self) -> u64 {
         self.taken
+    }
+}
+
+impl Drop for ServerLane {
+    /// Nobody serves the lane any more: its client must not wait, nor trust its window.
+    fn drop(&mut self) {
+        if !self.closed {
+            self.close(if std::thread::panicking() {
+                CloseReason::ShardFailed
+            } else {
+                CloseReason::ShuttingDown
+            });
+        }
     }
 }

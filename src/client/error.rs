@@ -102,7 +102,7 @@ pub enum ClientError {
     Socket(#[from] SocketError),
     /// The lane's memory is not what was promised.
     #[error(transparent)]
-    Lane(#[from] LaneError),
+    Lane(LaneError),
     /// The session's memory is not what was promised.
     #[error(transparent)]
     Session(#[from] BadSession),
@@ -125,6 +125,15 @@ impl From<SubmitError> for ClientError {
         match error {
             SubmitError::Full { .. } => Self::LaneFull,
             other => Self::Submit(other),
+        }
+    }
+}
+
+impl From<LaneError> for ClientError {
+    fn from(error: LaneError) -> Self {
+        match error {
+            LaneError::Closed(reason) => Self::Closed { reason },
+            other => Self::Lane(other),
         }
     }
 }

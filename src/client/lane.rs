@@ -12,10 +12,13 @@ use crate::agent::client_lane::{ClientLane, Notify};
 use crate::agent::entry::{Completion, Op, Status, Submission, Tier};
 use crate::agent::layout::PART_BYTES_MAX;
 use crate::agent::packed;
+use crate::client::reply::{
+    Expect, Found, Page, PutOptions, Reply, ScannedKey, Stat, Ticket, Written,
+};
 use crate::client::session::{AttachedLane, Connection};
 use crate::client::{ClientError, Session};
 use crate::config::Durability;
-use crate::id::{KEY_BYTES_MAX, ObjectId, VALUE_BYTES_MAX};
+use crate::id::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
 use crate::metrics::Stats;
 
 /// Most bytes of a value asked for in one reply. A reply's pages stay resident for as long as the
@@ -28,92 +31,18 @@ const LIST_BYTES: u32 = 128 << 10;
 /// How long a waiting call polls before it sleeps: a shard that is awake answers within a few
 /// microseconds; sleeping and waking costs fifty.
 const SPIN: Duration = Duration::from_micros(50);
+/// Polls in a row that came to nothing after which a lane sleeps at once: the answer takes longer
+/// than polling (a device), or polling keeps the shard from answering (one core for both).
+const VAIN_SPINS_MAX: u32 = 4;
+/// Of the waits that then sleep at once, one in this many polls first, to see whether it pays.
+const SPIN_PROBE_WAITS: u32 = 16;
 /// How long it sleeps before it looks whether the runtime is still there.
 const SLEEP: Duration = Duration::from_millis(100);
+/// How long the window is trusted after a look at the socket: less than it takes to start another
+/// runtime, so that this one's death is seen before anybody else acknowledges a write.
+const ALIVE_FOR_MS: u64 = 10;
 /// Times a value may change under a read in parts.
 const CHANGES_MAX: u32 = 16;
-
-/// A value that was found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Found {
-    /// Which tier served it; of a value in several parts, the farthest.
-    pub tier: Tier,
-    /// Bytes of the whole value.
-    pub value_bytes: u64,
-    /// Its id; not known of a value served by the window (there it is the BLAKE3 of the bytes).
-    pub id: Option<ObjectId>,
-}
-
-/// A write that was acknowledged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Written {
-    /// Its place in the log of its shard: what [`Lane::sync_to`] takes.
-    pub sequence: u64,
-    /// The durability that was reached.
-    pub durability: Durability,
-    /// The id of the value.
-    pub id: ObjectId,
-}
-
-/// What is known of a key without its value.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stat {
-    /// Bytes of the value.
-    pub value_bytes: u64,
-    /// Its id.
-    pub id: ObjectId,
-}
-
-/// What a key must name for a write to go ahead.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Expect {
-    /// Nothing.
-    Absent,
-    /// This value.
-    Value(ObjectId),
-}
-
-/// How to write.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PutOptions {
-    /// What the write must survive before it is acknowledged; `None`: the runtime's default.
-    pub durability: Option<Durability>,
-    /// Write only if the key names this now.
-    pub expect: Option<Expect>,
-}
-
-/// A key that a scan found.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ScannedKey {
-    /// The key.
-    pub key: Vec<u8>,
-    /// Bytes of its value.
-    pub value_bytes: u64,
-    /// Id of its value.
-    pub id: ObjectId,
-}
-
-/// One page of a scan, in the order of the keys' bytes.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Page {
-    /// The keys.
-    pub keys: Vec<ScannedKey>,
-    /// There are more: scan again after the last of these.
-    pub more: bool,
-}
-
-/// Names a pipelined request until its reply was taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Ticket(u64);
-
-/// The reply to a pipelined request.
-#[derive(Debug)]
-pub struct Reply {
-    /// The request.
-    pub ticket: Ticket,
-    /// What came of it; `NotFound` is a status, no error.
-    pub outcome: Result<Completion, ClientError>,
-}
 
 #[derive(Debug)]
 struct Request {
@@ -131,25 +60,26 @@ pub struct Lane {
     window: Option<crate::cache::WindowReader>,
     requests: Vec<Request>,
     next: u64,
-    spin: Duration,
+    /// Polls that came to nothing since the last that did not, and waits that did not poll.
+    vain_spins: u32,
     reply: Vec<u8>,
+    /// Until when, by the coarse clock, the window is used without a look at the socket.
+    alive_until_ms: u64,
 }
 
 impl Lane {
     pub(super) fn new(connection: Arc<dyn Connection>, attached: AttachedLane) -> Self {
         let AttachedLane { ring, window } = attached;
         let requests = Vec::with_capacity(ring.sizes().ring_slots() as usize);
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        // Alone with the shard on one core, polling only keeps it from answering.
-        let spin = if cores > 1 { SPIN } else { Duration::ZERO };
         Self {
             connection,
             ring,
             window,
             requests,
             next: 0,
-            spin,
+            vain_spins: 0,
             reply: Vec::new(),
+            alive_until_ms: 0,
         }
     }
 
@@ -175,12 +105,43 @@ impl Lane {
     #[inline]
     pub fn get_window(&mut self, key: &[u8], out: &mut Vec<u8>) -> Option<Found> {
         let hit = self.window.as_ref()?.get_into(key, out)?;
+        if !self.is_attended() {
+            return None;
+        }
         self.ring.report_hit(hit.slot, hit.tag);
         Some(Found {
             tier: Tier::L1,
             value_bytes: out.len() as u64,
             id: None,
         })
+    }
+
+    /// Whether somebody keeps the window up to date: a closed lane's window stays as it was when
+    /// it was closed, and so does that of a runtime that was killed, while a new runtime may have
+    /// acknowledged other values. A killed one leaves no mark in memory, so that its socket is
+    /// looked at, at most every [`ALIVE_FOR_MS`].
+    #[inline]
+    fn is_attended(&mut self) -> bool {
+        if self.ring.closed().is_some() {
+            self.window = None;
+            return false;
+        }
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse);
+        let now_ms = now.tv_sec as u64 * 1000 + now.tv_nsec as u64 / 1_000_000;
+        if now_ms < self.alive_until_ms {
+            return true;
+        }
+        self.look_for_life(now_ms)
+    }
+
+    #[cold]
+    fn look_for_life(&mut self, now_ms: u64) -> bool {
+        let alive = self.connection.is_alive();
+        self.alive_until_ms = now_ms + ALIVE_FOR_MS;
+        if !alive {
+            self.window = None;
+        }
+        alive
     }
 
     /// The value of `key` of another agent, which has to be public.
@@ -222,7 +183,7 @@ impl Lane {
             let ticket = self.submit_put(key, value, options)?;
             return self
                 .finish(ticket, None)
-                .map(|completion| written(&completion));
+                .map(|completion| Written::of(&completion));
         }
         // Parts before the last make no promise: what counts is the record that names them.
         let (head, last) = value.split_at((value.len() - 1) / PART * PART);
@@ -236,7 +197,7 @@ impl Lane {
         entry.durability = options.durability;
         let ticket = self.submit_write(entry, key, last, options.expect)?;
         self.finish(ticket, None)
-            .map(|completion| written(&completion))
+            .map(|completion| Written::of(&completion))
     }
 
     fn part(&mut self, offset: usize, total: usize) -> Submission {
@@ -366,7 +327,7 @@ impl Lane {
         entry.durability = durability;
         let room = (pairs.len() * packed::PUT_ANSWER_BYTES) as u32;
         let ticket = self.submit(entry, &[], &list, room)?;
-        self.with_reply(ticket, |_, completion, _| Ok(Some(written(completion))))
+        self.with_reply(ticket, |_, completion, _| Ok(Some(Written::of(completion))))
     }
 
     /// Waits until everything written so far, through any lane of the agent's shard, has
@@ -723,8 +684,16 @@ impl Lane {
     }
 
     fn next_completion(&mut self) -> Result<Completion, ClientError> {
+        let vain = self.vain_spins;
+        if (vain < VAIN_SPINS_MAX || vain.is_multiple_of(SPIN_PROBE_WAITS))
+            && let Some(completion) = self.ring.wait(SPIN, SPIN)?
+        {
+            self.vain_spins = 0;
+            return Ok(completion);
+        }
+        self.vain_spins = vain.wrapping_add(1);
         loop {
-            if let Some(completion) = self.ring.wait(self.spin, SLEEP)? {
+            if let Some(completion) = self.ring.wait(Duration::ZERO, SLEEP)? {
                 return Ok(completion);
             }
             self.connection.check()?;
@@ -743,10 +712,13 @@ impl Lane {
     /// Copies the reply out and gives the request's blocks back.
     fn release(&mut self, at: usize, completion: Completion, out: &mut Vec<u8>) {
         let request = self.requests.remove(at);
-        out.clear();
+        let bytes = match &request.output {
+            Some(block) => completion.reply_bytes.min(block.extent().len),
+            None => 0,
+        };
+        // Bytes that are there already are not zeroed first.
+        out.resize(bytes as usize, 0);
         if let Some(block) = &request.output {
-            let bytes = completion.reply_bytes.min(block.extent().len);
-            out.resize(bytes as usize, 0);
             self.ring.read_output(block.first(bytes), out);
         }
         free(&mut self.ring, request.input, request.output);
@@ -767,14 +739,6 @@ fn free(ring: &mut ClientLane, input: Option<Block>, output: Option<Block>) {
     }
     if let Some(block) = output {
         ring.free_output(block);
-    }
-}
-
-fn written(completion: &Completion) -> Written {
-    Written {
-        sequence: completion.value_bytes,
-        durability: completion.durability.unwrap_or(Durability::Volatile),
-        id: completion.id,
     }
 }
 

@@ -14,8 +14,10 @@
 
 mod error;
 mod lane;
+mod reply;
 mod session;
 
 pub use error::ClientError;
-pub use lane::{Expect, Found, Lane, Page, PutOptions, Reply, ScannedKey, Stat, Ticket, Written};
+pub use lane::Lane;
+pub use reply::{Expect, Found, Page, PutOptions, Reply, ScannedKey, Stat, Ticket, Written};
 pub use session::{Attach, AttachedLane, Connection, Session};

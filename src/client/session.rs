@@ -94,6 +94,9 @@ pub trait Connection: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// The runtime is gone.
     fn check(&self) -> Result<(), ClientError>;
+    /// Whether the runtime still runs, as far as can be seen at once. Nothing that it has sent is
+    /// taken.
+    fn is_alive(&self) -> bool;
     /// What becomes readable when an armed lane has a completion.
     fn event_fd(&self) -> Option<BorrowedFd<'_>>;
 }
@@ -236,8 +239,16 @@ impl Connection for SocketConnection {
 
     fn detach(&self, lane: LaneNo) {
         // The answer is skipped by whoever reads the socket next; a runtime that is gone has
-        // taken the lane away already.
-        let _ = self.socket.send(u32::MAX, &Frame::Detach { lane }, &[]);
+        // taken the lane away already. One that is behind gets it when there is room: a lane
+        // whose end was never told would stay as long as the session.
+        let deadline = Instant::now() + Duration::from_secs(ANSWER_SECONDS);
+        while let Err(SocketError::WouldBlock) =
+            self.socket.send(u32::MAX, &Frame::Detach { lane }, &[])
+        {
+            if await_ready(&self.socket, PollFlags::OUT, deadline).is_err() {
+                return;
+            }
+        }
     }
 
     fn wake(&self, shard: ShardNo) {
@@ -265,6 +276,13 @@ impl Connection for SocketConnection {
         }
     }
 
+    fn is_alive(&self) -> bool {
+        // A signal's interruption is no hang-up.
+        let now = rustix::event::Timespec::default();
+        let mut polled = [PollFd::new(&self.socket, PollFlags::RDHUP)];
+        !matches!(rustix::event::poll(&mut polled, Some(&now)), Ok(1..))
+    }
+
     fn event_fd(&self) -> Option<BorrowedFd<'_>> {
         Some(self.socket.as_fd())
     }
@@ -278,7 +296,7 @@ fn await_answer(socket: &FrameSocket, request: u32) -> Result<Answer, ClientErro
         let received = match socket.receive(&mut buffer) {
             Ok(received) => received,
             Err(SocketError::WouldBlock) => {
-                await_readable(socket, deadline)?;
+                await_ready(socket, PollFlags::IN, deadline)?;
                 continue;
             }
             Err(SocketError::Closed) => return Err(ClientError::RuntimeGone),
@@ -315,7 +333,11 @@ fn await_answer(socket: &FrameSocket, request: u32) -> Result<Answer, ClientErro
     }
 }
 
-fn await_readable(socket: &FrameSocket, deadline: Instant) -> Result<(), ClientError> {
+fn await_ready(
+    socket: &FrameSocket,
+    what: PollFlags,
+    deadline: Instant,
+) -> Result<(), ClientError> {
     let left = deadline.saturating_duration_since(Instant::now());
     if left.is_zero() {
         return Err(ClientError::NoAnswer {
@@ -326,7 +348,7 @@ fn await_readable(socket: &FrameSocket, deadline: Instant) -> Result<(), ClientE
         tv_sec: left.as_secs() as i64,
         tv_nsec: i64::from(left.subsec_nanos()),
     };
-    let mut polled = [PollFd::new(socket, PollFlags::IN)];
+    let mut polled = [PollFd::new(socket, what)];
     match rustix::event::poll(&mut polled, Some(&timeout)) {
         Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
         Err(errno) => Err(SocketError::from(errno).into()),

@@ -118,7 +118,8 @@ pub(super) struct SessionSeat {
     socket: Option<Arc<FrameSocket>>,
     lanes: HashMap<u32, (ShardNo, Box<str>)>,
     next_lane: u32,
-    watched: Vec<ShardNo>,
+    /// Shards that were asked for a lane: they know the session until its end, lanes or not.
+    shards: Vec<ShardNo>,
 }
 
 /// A lane that was made: what its client needs.
@@ -229,7 +230,7 @@ impl ControlPlane {
     ) -> Result<(SessionSeat, OwnedFd), SharedError> {
         let (bells, fd) = ServerBells::create_session(self.shards())?;
         let no = SessionNo(self.next_session.fetch_add(1, Ordering::Relaxed));
-        let (lanes, watched) = (HashMap::new(), Vec::new());
+        let (lanes, shards) = (HashMap::new(), Vec::new());
         Ok((
             SessionSeat {
                 no,
@@ -237,7 +238,7 @@ impl ControlPlane {
                 socket,
                 lanes,
                 next_lane: 0,
-                watched,
+                shards,
             },
             fd,
         ))
@@ -256,13 +257,13 @@ impl ControlPlane {
         }
         let lane = session.free_lane()?;
         let shard = owner(name.as_bytes(), self.shards());
-        if let Some(socket) = &session.socket
-            && !session.watched.contains(&shard)
-        {
-            self.doorbells[usize::from(shard.0)]
-                .watch(socket)
-                .map_err(|error| Refusal::new(RefusalCode::NoMemory, error.to_string()))?;
-            session.watched.push(shard);
+        if !session.shards.contains(&shard) {
+            if let Some(socket) = &session.socket {
+                self.doorbells[usize::from(shard.0)]
+                    .watch(socket)
+                    .map_err(|error| Refusal::new(RefusalCode::NoMemory, error.to_string()))?;
+            }
+            session.shards.push(shard);
         }
         let (ring, fds) = ServerLane::create(self.sizes)?;
         let mut agents = self.agents();
@@ -336,10 +337,7 @@ impl ControlPlane {
     /// Ends a session: its lanes are closed on every shard.
     pub(super) fn end_session(&self, session: &mut SessionSeat, reason: CloseReason) {
         let mut agents = self.agents();
-        let mut shards: Vec<ShardNo> = session.lanes.values().map(|(shard, _)| *shard).collect();
-        shards.sort_unstable();
-        shards.dedup();
-        for shard in shards {
+        for shard in session.shards.drain(..) {
             let end = Command::EndSession {
                 session: session.no,
                 reason,

@@ -93,6 +93,10 @@ impl Connection for HostConnection {
         }
     }
 
+    fn is_alive(&self) -> bool {
+        self.control.strong_count() > 0
+    }
+
     fn event_fd(&self) -> Option<BorrowedFd<'_>> {
         None
     }

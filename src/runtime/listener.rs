@@ -149,7 +149,22 @@ fn bind(path: &Path, others_allowed: bool) -> Result<OwnedFd, ListenError> {
                 });
             }
             // Nobody listens: what a killed runtime left.
-            Err(_) => std::fs::remove_file(path).map_err(os)?,
+            Err(SocketError::Connect { source, .. })
+                if source.kind() == io::ErrorKind::ConnectionRefused =>
+            {
+                std::fs::remove_file(path).map_err(os)?;
+            }
+            Err(SocketError::Connect { source, .. })
+                if source.kind() == io::ErrorKind::PermissionDenied =>
+            {
+                return Err(os(source));
+            }
+            // Somebody does, and be it another program with a socket of another type.
+            Err(_) => {
+                return Err(ListenError::InUse {
+                    path: path.to_owned(),
+                });
+            }
         },
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(os(error)),
@@ -336,6 +351,10 @@ impl Thread {
                 let _ = socket.send(received.request, &refused, &[]);
                 if guest.seat.is_none() {
                     return self.forget(key, CloseReason::Malformed);
+                }
+                // A frame that no client sends in an open session.
+                if refusal.code == RefusalCode::Protocol {
+                    return self.end(key, CloseReason::Malformed, &text);
                 }
             }
         }

@@ -234,6 +234,12 @@ impl<'a> Record<'a> {
         align(self.head().head_bytes() + self.payload().map_or(0, <[u8]>::len))
     }
 
+    /// Most bytes that a put takes in the file: one whose payload is not stored yet.
+    #[must_use]
+    pub const fn put_bytes(key_bytes: usize, payload_bytes: usize) -> usize {
+        align(RECORD_HEADER_BYTES + OBJECT_ID_BYTES + key_bytes + payload_bytes)
+    }
+
     /// Whether every length is within its bound, so that the record can be encoded.
     #[must_use]
     pub fn within_limits(&self) -> bool {

@@ -69,10 +69,11 @@ const DIRTY_BYTES_MAX: u64 = 8 << 20;
 const DIRTY_NS_MAX: u64 = 1_000_000_000;
 /// How often room for the next segment is asked for while the disk is full, in nanoseconds.
 const SPACE_RETRY_NS: u64 = 100_000_000;
-/// Busy turns between two measurements of the indexes' memory.
+/// Least time between two measurements of every agent's memory by a shard that falls asleep, in
+/// nanoseconds: with thousands of agents it takes longer than what woke the shard.
+const MEASURE_NS: u64 = 100_000_000;
+/// Turns between two measurements of the indexes' memory.
 const MEASURE_TURNS: u64 = 1 << 16;
-/// Time between two such measurements when the shard falls asleep, in nanoseconds.
-const MEASURE_NS: u64 = 50_000_000;
 
 /// What a shard needs to know of the configuration.
 #[derive(Debug, Clone)]
@@ -157,7 +158,7 @@ pub struct Shard<D> {
     last_tier: Tier,
     now: u64,
     next_retry: u64,
-    measured_at: u64,
+    next_measure: u64,
     turns: u64,
     dirty_since: Option<u64>,
     power_since: Option<u64>,
@@ -200,7 +201,7 @@ impl<D: Disk> Shard<D> {
             last_tier: Tier::None,
             now: 0,
             next_retry: 0,
-            measured_at: 0,
+            next_measure: 0,
             turns: 0,
             dirty_since: None,
             power_since: None,
@@ -255,8 +256,8 @@ impl<D: Disk> Shard<D> {
             self.must_flush = true;
             self.end_turn();
         }
-        // Too much for every short sleep of a shard with thousands of agents.
-        if self.now - self.measured_at >= MEASURE_NS {
+        self.publish_counts();
+        if self.now >= self.next_measure {
             self.publish_gauges();
         }
         self.counters().sleeps.add(1);
@@ -639,8 +640,9 @@ impl<D: Disk> Shard<D> {
         }
     }
 
+    /// Brings all gauges up to date: looks at every agent.
     fn publish_gauges(&mut self) {
-        self.measured_at = self.now;
+        self.next_measure = self.now + MEASURE_NS;
         let index_bytes = self.store.measure();
         let window_bytes: usize = self
             .store
@@ -651,8 +653,15 @@ impl<D: Disk> Shard<D> {
             .filter(|window| !window.is_empty())
             .map(|window| window.bytes())
             .sum();
-        let store = &self.store;
-        let counters = &self.counters[usize::from(self.options.no.0)];
+        let counters = self.counters();
+        counters.l1_bytes.set(window_bytes as u64);
+        counters.index_bytes.set(index_bytes);
+        self.publish_counts();
+    }
+
+    /// Brings the gauges up to date that cost nothing.
+    fn publish_counts(&self) {
+        let (store, counters) = (&self.store, self.counters());
         counters.agents.set(store.tables.agents.len() as u64);
         counters.lanes.set(self.lanes.len() as u64);
         counters.keys.set(store.tables.keys);
@@ -660,8 +669,6 @@ impl<D: Disk> Shard<D> {
         counters.live_bytes.set(store.tables.live_bytes);
         counters.garbage_bytes.set(store.tables.garbage_bytes);
         counters.l2_bytes.set(store.l2.bytes_used() as u64);
-        counters.l1_bytes.set(window_bytes as u64);
-        counters.index_bytes.set(index_bytes);
         counters.sequence.set(store.log.last().0);
         counters.synced_sequence.set(store.log.synced().0);
     }

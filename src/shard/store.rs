@@ -24,6 +24,11 @@ use crate::segment::{
 use crate::shard::tables::{Freed, Tables};
 use crate::state::Value;
 
+/// Share of a segment that only deletes may use while no further segment can be made, as a divisor.
+const DELETE_RESERVE_SHARE: usize = 16;
+/// The most of it: room for a thousand deletes of long keys, or four thousand of short ones.
+const DELETE_RESERVE_BYTES_MAX: usize = 256 << 10;
+
 /// Why a write was not applied. Nothing changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Refused {
@@ -99,6 +104,7 @@ pub struct Store<D> {
     pub l2: L2,
     index_bytes_max: u64,
     index_bytes: u64,
+    delete_reserve_bytes: usize,
     undo: Vec<Undo>,
     undo_keys: Vec<u8>,
     freed: Freed,
@@ -113,6 +119,8 @@ impl<D: Disk> Store<D> {
             log.garbage(segment, bytes);
         }
         let index_bytes = tables.memory_bytes();
+        let delete_reserve_bytes =
+            (log.batch_bytes_max() / DELETE_RESERVE_SHARE).min(DELETE_RESERVE_BYTES_MAX);
         Self {
             tables,
             log,
@@ -120,6 +128,7 @@ impl<D: Disk> Store<D> {
             l2,
             index_bytes_max,
             index_bytes,
+            delete_reserve_bytes,
             undo: Vec::with_capacity(256),
             undo_keys: Vec::with_capacity(16 << 10),
             freed: Freed::with_capacity(64),
@@ -185,12 +194,14 @@ impl<D: Disk> Store<D> {
         true
     }
 
-    /// Whether a record with this payload can be appended now.
+    /// Whether a record with this payload can be appended now. Where the disk is full, the end of
+    /// the last segment is left to deletes.
     pub fn ready(&mut self, payload_bytes: usize, adds_key: bool) -> Result<(), Refused> {
         if adds_key && self.index_bytes > self.index_bytes_max {
             return Err(Refused::Memory);
         }
-        match self.log.ready(payload_bytes + HEAD_BYTES_MAX) {
+        let bytes = payload_bytes + HEAD_BYTES_MAX + self.delete_reserve_bytes;
+        match self.log.ready(bytes) {
             Ok(()) => Ok(()),
             Err(NotReady::Wait) => Err(Refused::Wait),
             Err(NotReady::Failed(DiskError::NoSpace)) => Err(Refused::NoSpace),
@@ -357,7 +368,6 @@ impl<D: Disk> Store<D> {
         if self.value(agent, key).is_none() {
             return Ok(None);
         }
-        self.ready(0, false)?;
         let record = Record::Delete { agent, key };
         let appended = self.log.append(&record).map_err(refused)?;
         let before = self.tables.remove_key(agent, key);

@@ -140,8 +140,10 @@ impl World {
             .alloc_input((key.len() + value.len()).max(1) as u32)
             .unwrap();
         let output = self.lane.alloc_output(PART_BYTES_MAX).unwrap();
-        entry.key = input.first(key.len() as u32);
-        self.lane.write_input(entry.key, key);
+        if !key.is_empty() {
+            entry.key = input.first(key.len() as u32);
+            self.lane.write_input(entry.key, key);
+        }
         if !value.is_empty() {
             entry.value = input.part(key.len() as u32, value.len() as u32);
             self.lane.write_input(entry.value, value);

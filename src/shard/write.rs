@@ -8,7 +8,8 @@ use crate::agent::entry::{BusyReason, Completion, Status, Submission};
 use crate::agent::packed;
 use crate::config::Durability;
 use crate::id::{OBJECT_ID_BYTES, ObjectId, VALUE_BYTES_MAX};
-use crate::segment::{Disk, DiskError, HEAD_BYTES_MAX, LogError, PART_BYTES_MAX, Sequence};
+use crate::segment::index::ObjectNo;
+use crate::segment::{Disk, DiskError, LogError, PART_BYTES_MAX, Record, Sequence};
 use crate::shard::lanes::{LaneRef, Upload};
 use crate::shard::store::{Refused, Written};
 use crate::shard::{Scratch, Shard, Staged, Step};
@@ -107,22 +108,7 @@ impl<D: Disk> Shard<D> {
             return self.out_of_order(at, entry, expected);
         }
         let last = offset + bytes == total;
-        let refused = if last {
-            self.check_expected(at, entry, &scratch.key).err()
-        } else {
-            None
-        };
-        let stored = match refused {
-            Some(refused) => Err(refused),
-            None if last => {
-                // Both records or none: the list is as long as its parts' ids.
-                let adds_key = self.store.value(agent, &scratch.key).is_none();
-                self.store
-                    .ready(scratch.value.len() + PART_BYTES_MAX, adds_key)
-                    .and_then(|()| self.store.put_part(&scratch.value))
-            }
-            None => self.store.put_part(&scratch.value),
-        };
+        let stored = self.append_part(at, entry, scratch, last);
         let part = match stored {
             Ok(part) => part,
             Err(Refused::Wait) => {
@@ -161,6 +147,27 @@ impl<D: Disk> Shard<D> {
         )
     }
 
+    /// Stores one part; with the last one, room for the list that names them all is made sure of.
+    fn append_part(
+        &mut self,
+        at: LaneRef,
+        entry: &Submission,
+        scratch: &Scratch,
+        last: bool,
+    ) -> Result<ObjectNo, Refused> {
+        if let Some(lane) = self.lanes.get_mut(at)
+            && last
+        {
+            let agent = lane.agent;
+            self.check_expected(at, entry, &scratch.key)?;
+            let adds_key = self.store.value(agent, &scratch.key).is_none();
+            // The list is no longer than a part.
+            let bytes = scratch.value.len() + PART_BYTES_MAX;
+            self.store.ready(bytes, adds_key)?;
+        }
+        self.store.put_part(&scratch.value)
+    }
+
     pub(super) fn multi_put(
         &mut self,
         at: LaneRef,
@@ -194,8 +201,9 @@ impl<D: Disk> Shard<D> {
             return Step::Done;
         }
         // All or none: room for every record is asked for before the first is appended.
+        // Their own sizes, not the largest: a thousand of those are more than the log ever grants.
         let bytes = pairs
-            .map(|(_, value)| value.len() + HEAD_BYTES_MAX)
+            .map(|(key, value)| Record::put_bytes(key.len(), value.len()))
             .sum::<usize>();
         if let Err(refused) = self.store.ready(bytes, true) {
             return self.end_write(at, entry, Err(refused));
