@@ -28,7 +28,7 @@ pub use parse::KEYS;
 pub use units::{duration_text, parse_duration, parse_size, size_text};
 
 /// Most shards of one runtime.
-pub const SHARDS_MAX: u16 = 256;
+pub const SHARDS_MAX: u16 = 64;
 /// Longest path of a Unix socket, in bytes: `sockaddr_un` has 108 with the closing zero.
 pub const SOCKET_PATH_BYTES_MAX: usize = 107;
 /// Least memory a runtime accepts, in bytes.
@@ -62,7 +62,7 @@ pub struct Config {
     /// Where agents connect, at most 107 bytes as written, relative to the working directory.
     /// Default `helios.sock` in the data directory.
     pub socket: PathBuf,
-    /// How many shards, 1 to 256. Default: chosen for the machine.
+    /// How many shards, 1 to 64. Default: chosen for the machine.
     pub shards: Choice<u16>,
     /// CPU of each shard in turn, by the kernel's number. Default: chosen for the machine.
     pub shard_cores: Choice<Vec<u32>>,
@@ -344,7 +344,7 @@ mod tests {
                     shards: Choice::Fixed(257),
                     ..base()
                 },
-                "shards = 257: not a number of shards; write \"auto\" or a number from 1 to 256",
+                "shards = 257: not a number of shards; write \"auto\" or a number from 1 to 64",
             ),
             (
                 Config {

@@ -112,7 +112,7 @@ fn the_socket_follows_the_data_directory() {
 #[test]
 fn a_bad_value_is_named_with_file_line_and_key() {
     let size = "not a size; write a number with B, KiB, MiB or GiB (8KiB to 4MiB)";
-    let shards = "not a number of shards; write \"auto\" or a number from 1 to 256";
+    let shards = "not a number of shards; write \"auto\" or a number from 1 to 64";
     let duration = "not a duration; write a number with us, ms or s (0us to 100ms)";
     for (line, message) in [
         (r#"l1_window_bytes = "5 pounds""#, size),
@@ -154,7 +154,7 @@ fn a_bad_value_is_named_with_file_line_and_key() {
         ),
         (
             "shard_cores = []",
-            "not a list of cores; write \"auto\" or 1 to 256 core numbers like [1, 2]",
+            "not a list of cores; write \"auto\" or 1 to 64 core numbers like [1, 2]",
         ),
         (
             "prefetch_core = -1",
@@ -192,7 +192,7 @@ fn values_over_several_lines_are_shown_in_one() {
     check(
         "shard_cores = [\n  1,\n  \"two\",\n]",
         "helios.toml:1: shard_cores = [ 1, \"two\", ]: not a list of cores; write \"auto\" or 1 to \
-         256 core numbers like [1, 2]",
+         64 core numbers like [1, 2]",
     );
 }
 
