@@ -27,7 +27,7 @@ pub use error::{ConfigError, Origin, Problem, ranges_text};
 pub use parse::KEYS;
 pub use units::{duration_text, parse_duration, parse_size, size_text};
 
-/// Most shards of one runtime: each has a page in the handshake.
+/// Most shards of one runtime.
 pub const SHARDS_MAX: u16 = 64;
 /// Longest path of a Unix socket, in bytes: `sockaddr_un` has 108 with the closing zero.
 pub const SOCKET_PATH_BYTES_MAX: usize = 107;

@@ -8,6 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::{Random, Served, attach, role, spawn_role, value_of, wait_for};
 use helios::Runtime;
@@ -569,4 +570,40 @@ fn lanes_of_the_host_outlive_their_runtime_without_harm() {
         );
         drop(lane);
     }
+}
+
+#[test]
+fn a_shutdown_does_not_wait_for_those_who_go_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let runtime = Runtime::start(config(dir.path())).unwrap();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for no in 0..4_u64 {
+            let mut lane = runtime.agent(&format!("busy {no}")).unwrap();
+            let stop = &stop;
+            scope.spawn(move || {
+                let mut reply = Vec::new();
+                // Always some dozens under way, until the lane is closed.
+                while !stop.load(Ordering::Acquire) {
+                    let put = lane.submit_put(b"k", &no.to_le_bytes(), PutOptions::default());
+                    let waited = match put {
+                        Ok(_) => continue,
+                        Err(ClientError::LaneFull) => lane.wait(&mut reply),
+                        Err(error) => panic!("{error}"),
+                    };
+                    if waited.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        let mut watcher = runtime.agent("watcher").unwrap();
+        wait_for("load", || {
+            (watcher.stats().unwrap().writes > 2000).then_some(())
+        });
+        drop(watcher);
+        let outcome = runtime.shutdown();
+        stop.store(true, Ordering::Release);
+        outcome.unwrap();
+    });
 }

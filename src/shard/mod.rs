@@ -337,6 +337,11 @@ impl<D: Disk> Shard<D> {
     }
 
     fn execute(&mut self, at: LaneRef, entry: &Submission, scratch: &mut Scratch) -> Step {
+        // What was taken before is still carried out; with more of it there would be no end.
+        if self.draining.is_some() {
+            self.finish(at, Completion::new(entry.user_data, Status::ShuttingDown));
+            return Step::Done;
+        }
         match entry.op {
             Op::Get => self.get(at, entry, scratch),
             Op::GetFrom => self.get_from(at, entry, scratch),

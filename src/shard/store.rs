@@ -322,7 +322,7 @@ impl<D: Disk> Store<D> {
         parts: &mut Vec<ObjectNo>,
     ) -> Result<Written, Refused> {
         let id = ObjectId::of_list(payload);
-        let known = self.tables.objects.find(&id);
+        let known = self.sound_list(&id);
         let record = Record::Put {
             agent,
             key,
@@ -361,6 +361,19 @@ impl<D: Disk> Store<D> {
             id,
             deduplicated: known.is_some(),
         })
+    }
+
+    /// The list of that id, if no part of it is known to be damaged: a list that is stored again
+    /// must not be shared with one whose parts can't be read.
+    fn sound_list(&mut self, id: &ObjectId) -> Option<ObjectNo> {
+        let list = self.tables.objects.find(id)?;
+        let objects = &mut self.tables.objects;
+        let parts = self.tables.lists.get(&list.0)?;
+        if parts.iter().any(|&part| objects.get(part).quarantined) {
+            objects.quarantine(list);
+            return None;
+        }
+        Some(list)
     }
 
     /// Removes a key; `None` where it was not there.
