@@ -86,7 +86,7 @@ macro_rules! counters {
 
             /// Adds another shard's numbers.
             pub fn add(&mut self, other: &Self) {
-                $(self.$name += other.$name;)*
+                $(self.$name = self.$name.wrapping_add(other.$name);)*
             }
 
             /// What was counted since `earlier`; gauges keep the value they have now only where

@@ -29,6 +29,9 @@ use crate::agent::malformed::Malformed;
 use crate::agent::{Attention, CloseReason, Waiting};
 use crate::shared::{Access, SharedError, SharedMemory};
 
+/// Most hits that one look may find reported.
+const HITS_MAX: u64 = 1 << 40;
+
 /// The descriptors of a new lane, for the client; the server may close them when they are sent.
 #[derive(Debug)]
 pub struct LaneFds {
@@ -252,7 +255,8 @@ impl ServerLane {
         // Acquire pairs with the release store in `ClientLane::report_hit`.
         let found = self.client.word(C_HIT_TAIL).load(Ordering::Acquire);
         let from = self.hits;
-        if found < from {
+        // No client hits a window that often between two looks; the counters must not wrap.
+        if found < from || found - from > HITS_MAX {
             return Err(Malformed::Hits { from, found });
         }
         let first = from.max(found.saturating_sub(HIT_SLOTS));

@@ -697,6 +697,8 @@ impl Lane {
                 return Ok(completion);
             }
             self.connection.check()?;
+            // A bell that found the socket full was dropped.
+            self.flush();
         }
     }
 

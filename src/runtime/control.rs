@@ -22,7 +22,7 @@ use crate::agent::CloseReason;
 use crate::agent::bell::ServerBells;
 use crate::agent::frame::RefusalCode;
 use crate::agent::layout::LaneSizes;
-use crate::agent::server_lane::ServerLane;
+use crate::agent::server_lane::{LaneFds, ServerLane};
 use crate::agent::socket::FrameSocket;
 use crate::client::Attach;
 use crate::config::Access as AccessRules;
@@ -30,7 +30,7 @@ use crate::id::{AGENT_NAME_BYTES_MAX, AgentNo, LaneNo, SessionNo, ShardNo};
 use crate::runtime::RuntimeError;
 use crate::runtime::shard_thread::Doorbell;
 use crate::segment::Sequence;
-use crate::shard::{AttachError, AttachRequest, Command, Event, owner};
+use crate::shard::{AttachError, AttachRequest, Attached, Command, Event, owner};
 use crate::shared::{Access, SharedError, SharedMemory};
 use crate::topology::Resolved;
 
@@ -136,6 +136,9 @@ pub(super) struct NewLane {
     /// Shared with the control plane, which keeps it for the agent's next lane.
     pub(super) window: Arc<OwnedFd>,
 }
+
+/// A lane that a shard attached: the answer, the lane's descriptors and the agent's window's.
+type Tried = (Attached, LaneFds, Arc<OwnedFd>);
 
 /// An agent that has lanes.
 #[derive(Debug)]
@@ -265,10 +268,49 @@ impl ControlPlane {
             }
             session.shards.push(shard);
         }
-        let (ring, fds) = ServerLane::create(self.sizes)?;
         let mut agents = self.agents();
-        let (window, fresh) = match agents.get(name) {
-            Some(seat) => (Arc::clone(&seat.window), None),
+        // A shard that ended a session has dropped the window of an agent whose seat is not vacant
+        // here yet: the second try brings a new one.
+        let seated = agents.get(name).map(|seat| Arc::clone(&seat.window));
+        let first = self.attach_once(session, name, how, (lane, shard), seated.as_ref());
+        let (attached, fds, window) = match first {
+            Ok(Err(AttachError::NoWindow)) if seated.is_some() => {
+                self.attach_once(session, name, how, (lane, shard), None)?
+            }
+            tried => tried?,
+        }
+        .map_err(refused)?;
+        let seat = agents.entry(name.into()).or_insert_with(|| AgentSeat {
+            window: Arc::clone(&window),
+            lanes: 0,
+        });
+        seat.window = Arc::clone(&window);
+        seat.lanes += 1;
+        session.lanes.insert(lane.0, (shard, name.into()));
+        Ok(NewLane {
+            lane,
+            agent: attached.agent,
+            shard,
+            sizes: self.sizes,
+            window_bytes: self.window_bytes as u64,
+            client: fds.client,
+            server: fds.server,
+            window,
+        })
+    }
+
+    /// Asks the shard to attach a lane, with the agent's window or with a new one.
+    fn attach_once(
+        &self,
+        session: &SessionSeat,
+        name: &str,
+        how: Attach,
+        (lane, shard): (LaneNo, ShardNo),
+        window: Option<&Arc<OwnedFd>>,
+    ) -> Result<Result<Tried, AttachError>, Refusal> {
+        let (ring, fds) = ServerLane::create(self.sizes)?;
+        let (window, fresh) = match window {
+            Some(window) => (Arc::clone(window), None),
             None => {
                 let (memory, fd) =
                     SharedMemory::create("helios-window", self.window_bytes, Access::ReadOnly)?;
@@ -295,23 +337,7 @@ impl ControlPlane {
                 format!("shard {shard} does not answer; retry"),
             )
         })?;
-        let attached = attached.map_err(refused)?;
-        let seat = agents.entry(name.into()).or_insert_with(|| AgentSeat {
-            window: Arc::clone(&window),
-            lanes: 0,
-        });
-        seat.lanes += 1;
-        session.lanes.insert(lane.0, (shard, name.into()));
-        Ok(NewLane {
-            lane,
-            agent: attached.agent,
-            shard,
-            sizes: self.sizes,
-            window_bytes: self.window_bytes as u64,
-            client: fds.client,
-            server: fds.server,
-            window,
-        })
+        Ok(attached.map(|attached| (attached, fds, window)))
     }
 
     /// Closes a lane; whether the session had it. Returns once the shard has let go of it.
@@ -418,7 +444,7 @@ fn refused(error: AttachError) -> Refusal {
         AttachError::NoSuchAgent => RefusalCode::NoSuchAgent,
         AttachError::NoSpace | AttachError::ReadOnly => RefusalCode::Disk,
         AttachError::ShuttingDown => RefusalCode::ShuttingDown,
-        AttachError::Busy => RefusalCode::NoMemory,
+        AttachError::Busy | AttachError::NoWindow => RefusalCode::NoMemory,
     };
     Refusal::new(code, error.to_string())
 }

@@ -7,7 +7,8 @@
 //! about 5 for the table.
 //!
 //! Invariants
-//! - an object is in the table while its count of references is above zero and it is sound.
+//! - an object is in the table while its count of references is above zero, it is sound, and no
+//!   younger object has its bytes.
 //! - a number is reused only after the last reference to it was released.
 
 use hashbrown::HashTable;
@@ -29,12 +30,17 @@ pub struct Object {
     pub id: ObjectId,
     /// Where its bytes lie.
     pub at: Location,
-    /// How many keys, lists and uploads need it.
+    /// How many need it: keys, lists and uploads, and those that only hold it back (`pins`).
     pub references: u32,
+    /// References that the log knows nothing of: of writes that are not flushed, and of reads
+    /// under way. An object with no other is not there for whoever replays the log.
+    pub pins: u32,
     /// Its entry in L2, or [`NOT_CACHED`].
     pub cached: u32,
     /// A list of parts, not the bytes of a value.
     pub is_list: bool,
+    /// It can be found by its id; another object with the same bytes may have taken its place.
+    listed: bool,
     /// Its stored bytes did not match its id: never served, never used for deduplication.
     pub quarantined: bool,
 }
@@ -56,16 +62,32 @@ impl ObjectIndex {
             .map(|&no| ObjectNo(no))
     }
 
-    /// Adds an object with one reference. The caller has looked it up first.
+    /// The sound object with this id, if the log knows it to be needed: only then may a record refer
+    /// to its bytes.
+    #[must_use]
+    pub fn find_named(&self, id: &ObjectId) -> Option<ObjectNo> {
+        self.find(id).filter(|&no| {
+            let object = self.get(no);
+            object.references > object.pins
+        })
+    }
+
+    /// Adds an object with one reference. From now on its id finds it, and not an older one that
+    /// is only held back.
     pub fn insert(&mut self, id: ObjectId, is_list: bool, at: Location) -> ObjectNo {
         let object = Object {
             id,
             at,
             references: 1,
+            pins: 0,
             cached: NOT_CACHED,
             is_list,
+            listed: true,
             quarantined: false,
         };
+        if let Some(old) = self.find(&id) {
+            self.forget(old);
+        }
         let no = match self.free.pop() {
             Some(no) => {
                 self.objects[no as usize] = object;
@@ -106,6 +128,18 @@ impl ObjectIndex {
         self.objects[no.0 as usize].references += 1;
     }
 
+    /// Marks one reference as one that only holds the object back.
+    pub fn pin(&mut self, no: ObjectNo) {
+        let object = &mut self.objects[no.0 as usize];
+        object.pins += 1;
+        debug_assert!(object.pins <= object.references);
+    }
+
+    /// Takes that mark back.
+    pub fn unpin(&mut self, no: ObjectNo) {
+        self.objects[no.0 as usize].pins -= 1;
+    }
+
     /// One fewer needs it; `true` when that was the last one, and its bytes are garbage now. The
     /// number stays readable until the next insertion.
     pub fn release(&mut self, no: ObjectNo) -> bool {
@@ -115,26 +149,26 @@ impl ObjectIndex {
         if object.references > 0 {
             return false;
         }
-        if !object.quarantined {
-            self.forget(no);
-        }
+        self.forget(no);
         self.free.push(no.0);
         true
     }
 
     /// The stored bytes are damaged: refuse to serve or share them from now on.
     pub fn quarantine(&mut self, no: ObjectNo) {
-        if !self.objects[no.0 as usize].quarantined {
-            self.objects[no.0 as usize].quarantined = true;
-            self.forget(no);
-        }
+        self.objects[no.0 as usize].quarantined = true;
+        self.forget(no);
     }
 
+    /// Lets the id find it no more.
     fn forget(&mut self, no: ObjectNo) {
+        if !std::mem::take(&mut self.objects[no.0 as usize].listed) {
+            return;
+        }
         let hash = self.objects[no.0 as usize].id.hash64();
         self.table
             .find_entry(hash, |&other| other == no.0)
-            .expect("a sound object is in the table")
+            .expect("a listed object is in the table")
             .remove();
     }
 

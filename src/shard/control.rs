@@ -99,6 +99,9 @@ pub enum AttachError {
     /// Memory or log are short for the moment.
     #[error("the shard is busy; retry")]
     Busy,
+    /// The agent's last lane went and its window with it: attach again with a new one.
+    #[error("the agent's window is gone; retry")]
+    NoWindow,
     /// The runtime is shutting down.
     #[error("the runtime is shutting down")]
     ShuttingDown,
@@ -212,6 +215,10 @@ impl<D: Disk> Shard<D> {
                 return;
             }
         };
+        if request.window.is_none() && self.store.tables.agent(agent).window.is_none() {
+            let _ = reply.send(Err(AttachError::NoWindow));
+            return;
+        }
         if !self.lanes.has_session(session) {
             self.lanes
                 .open_session(session, ServerBells::new(bells, self.options.no));
@@ -275,8 +282,11 @@ impl<D: Disk> Shard<D> {
     fn close_lane(&mut self, lane: Lane, reason: CloseReason) {
         let agent = self.store.tables.agent_mut(lane.agent);
         agent.lanes -= 1;
-        if agent.lanes == 0 {
-            agent.window = None;
+        if agent.lanes == 0
+            && let Some(mut window) = agent.window.take()
+        {
+            // A process may still map it, or be about to: it must find nothing.
+            window.clear();
         }
         self.forget_lane(lane, reason);
     }
@@ -297,7 +307,9 @@ impl<D: Disk> Shard<D> {
         let last = self.store.log.last();
         let lost = self.store.log.read_only().is_some();
         let synced = self.store.log.synced() >= last;
-        if !self.pending.is_empty() || (!synced && !lost) {
+        self.fail_peer_reads();
+        let quiet = self.pending.is_empty() && self.unsent.is_empty();
+        if !quiet || (!synced && !lost) {
             if self.store.is_dirty() {
                 self.must_flush = true;
             }

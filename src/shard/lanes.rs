@@ -75,6 +75,8 @@ pub struct Lane {
     pub stalled: Option<Submission>,
     /// A large value on its way in.
     pub upload: Option<Box<Upload>>,
+    /// It is among those to be looked at again.
+    pub queued: bool,
     /// Completions were posted in this turn.
     pub touched: bool,
     /// Operations that wait for the device, a sync or another shard.
@@ -163,6 +165,7 @@ impl Lanes {
             socket,
             stalled: None,
             upload: None,
+            queued: false,
             touched: false,
             pending: 0,
             last_service: 0,

@@ -44,7 +44,7 @@ pub use control::{AttachError, AttachRequest, Attached, Command, Event};
 pub use peer::{PeerMessage, owner};
 pub use tables::{Tables, TablesError};
 
-use crate::agent::entry::{Completion, Extent, Op, Status, Submission, Tier};
+use crate::agent::entry::{BusyReason, Completion, Extent, Op, Status, Submission, Tier};
 use crate::config::Durability;
 use crate::id::{AgentNo, ShardNo};
 use crate::mesh::Port;
@@ -100,6 +100,8 @@ struct Staged {
     completion: Completion,
     /// A write that asked for the device.
     power: bool,
+    /// A write; else a read, which a failed flush only makes come again.
+    write: bool,
 }
 
 /// A value to be put into its agent's window.
@@ -220,7 +222,12 @@ impl<D: Disk> Shard<D> {
         worked |= self.take_commands();
         worked |= self.take_messages();
         let mut ready = std::mem::take(&mut self.ready);
-        ready.append(&mut self.again);
+        for at in self.again.drain(..) {
+            if let Some(lane) = self.lanes.get_mut(at) {
+                lane.queued = false;
+            }
+            ready.push(at);
+        }
         self.lanes.gather(&mut ready);
         self.lanes.retire(&mut ready);
         for lane in ready.drain(..) {
@@ -241,6 +248,7 @@ impl<D: Disk> Shard<D> {
     /// Whether a step would find work: asked after the sleeping flag went up, before sleeping.
     pub fn has_work(&self) -> bool {
         !self.again.is_empty()
+            || !self.unsent.is_empty()
             || !self.commands.is_empty()
             || self.deferred.is_some()
             || !self.port.is_empty()
@@ -327,13 +335,23 @@ impl<D: Disk> Shard<D> {
                 }
                 // What fills the append buffer is written out at the end of the turn.
                 self.must_flush |= self.store.is_dirty();
-                self.again.push(at);
+                self.queue(at);
                 return served > 0;
             }
         }
         self.lanes.served(at);
-        self.again.push(at);
+        self.queue(at);
         true
+    }
+
+    /// Looks at a lane again in the next turn: once, however often it came up in this one.
+    fn queue(&mut self, at: LaneRef) {
+        if let Some(lane) = self.lanes.get_mut(at)
+            && !lane.queued
+        {
+            lane.queued = true;
+            self.again.push(at);
+        }
     }
 
     fn execute(&mut self, at: LaneRef, entry: &Submission, scratch: &mut Scratch) -> Step {
@@ -365,6 +383,7 @@ impl<D: Disk> Shard<D> {
                 lane: at,
                 completion,
                 power: false,
+                write: false,
             });
         } else {
             self.post(at, &completion);
@@ -410,6 +429,7 @@ impl<D: Disk> Shard<D> {
                     lane,
                     completion,
                     power,
+                    ..
                 } in staged.drain(..)
                 {
                     if power {
@@ -437,9 +457,14 @@ impl<D: Disk> Shard<D> {
                 tracing::error!(shard = self.options.no.0, %error, "a flush failed");
                 let (status, detail) = write::flush_status(&error);
                 for Staged {
-                    lane, completion, ..
+                    lane,
+                    completion,
+                    write,
+                    ..
                 } in staged.drain(..)
                 {
+                    let busy = (Status::Busy, BusyReason::Log as u32);
+                    let (status, detail) = if write { (status, detail) } else { busy };
                     let mut failed = Completion::new(completion.user_data, status);
                     failed.detail = detail;
                     self.post(lane, &failed);

@@ -15,6 +15,9 @@ use crate::shard::pending::Destination;
 use crate::shard::read::{ColdPieces, Served, serve_value};
 use crate::shard::{MESSAGES_PER_TURN, Scratch, Shard, Step};
 
+/// Questions that one shard may have open at the others.
+const PEER_READS_MAX: usize = 256;
+
 /// What shards say to each other.
 #[derive(Debug)]
 pub enum PeerMessage {
@@ -106,7 +109,8 @@ impl<D: Disk> Shard<D> {
             bytes_max: entry.reply.len,
         };
         let mut completion = Completion::new(entry.user_data, Status::Busy);
-        if self.port.send(owner, message).is_err() {
+        let full = self.pending.peers.len() >= PEER_READS_MAX;
+        if full || self.port.send(owner, message).is_err() {
             completion.detail = BusyReason::Mesh as u32;
             self.finish(at, completion);
             return Step::Done;
@@ -230,8 +234,7 @@ impl<D: Disk> Shard<D> {
             completion: Box::new(completion),
             bytes,
         };
-        // Bounded: the asking shard has at most as many questions open as the ring holds, plus
-        // those this shard holds as pending reads.
+        // Bounded: a shard has at most `PEER_READS_MAX` questions open.
         self.held_back(shard, message);
     }
 
@@ -263,6 +266,14 @@ impl<D: Disk> Shard<D> {
             }
         }
         self.staged_peers = staged;
+    }
+
+    /// Ends the reads that other shards have not answered: they may be gone already.
+    pub(super) fn fail_peer_reads(&mut self) {
+        for (_, (at, user_data, _)) in std::mem::take(&mut self.pending.peers) {
+            self.finish(at, Completion::new(user_data, Status::ShuttingDown));
+        }
+        self.unsent.clear();
     }
 
     fn take_peer_reply(&mut self, ticket: u64, mut completion: Completion, bytes: &[u8]) {

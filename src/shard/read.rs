@@ -308,7 +308,7 @@ impl<D: Disk> Shard<D> {
         for mut piece in cold {
             piece.read = read;
             let object = piece.object;
-            self.store.tables.objects.acquire(object);
+            self.store.pin(object);
             let stored = self.store.tables.objects.get(object).at;
             let (ticket, buffer) = self.pending.add_piece(piece, stored.bytes as usize);
             let request = IoRequest::Read {
@@ -385,7 +385,7 @@ impl<D: Disk> Shard<D> {
                 read.completion = failed;
             }
         }
-        self.store.release(piece.object);
+        self.store.unpin(piece.object);
         self.pending.recycle(buffer);
         if let Some(read) = self.pending.piece_done(piece.read, Tier::Cold) {
             if let Destination::Lane(at, _) = read.destination
@@ -458,7 +458,11 @@ pub(super) fn serve_value<D: Disk>(
         let part = (from / PART_BYTES_MAX as u64) as usize;
         let within = (from % PART_BYTES_MAX as u64) as u32;
         let take = left.min(PART_BYTES_MAX as u32 - within);
-        let object = store.tables.lists[&object.0][part];
+        // A list that recovery could not read has no parts: it is quarantined.
+        let parts = store.tables.lists.get(&object.0);
+        let Some(&object) = parts.and_then(|parts| parts.get(part)) else {
+            return Served::Corrupt;
+        };
         match serve_piece(store, object, within, take, to, cold, &mut write) {
             Served::Whole(tier) => worst = later(worst, tier),
             Served::Corrupt => return Served::Corrupt,

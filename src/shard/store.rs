@@ -233,7 +233,7 @@ impl<D: Disk> Store<D> {
         let before = self.value(agent, key);
         self.ready(payload.len(), before.is_none())?;
         let id = ObjectId::of_blob(payload);
-        let (object, stored) = match self.tables.objects.find(&id) {
+        let (object, stored) = match self.tables.objects.find_named(&id) {
             Some(object) => {
                 self.tables.objects.acquire(object);
                 (Some(object), true)
@@ -273,7 +273,7 @@ impl<D: Disk> Store<D> {
     pub fn put_part(&mut self, payload: &[u8]) -> Result<ObjectNo, Refused> {
         self.ready(payload.len(), false)?;
         let id = ObjectId::of_blob(payload);
-        let known = self.tables.objects.find(&id);
+        let known = self.tables.objects.find_named(&id);
         let payload = known.is_none().then_some(payload);
         let record = Record::Object {
             kind: ValueKind::Blob,
@@ -437,8 +437,15 @@ impl<D: Disk> Store<D> {
         })
     }
 
-    /// Gives back a reference that a pending read held.
-    pub fn release(&mut self, object: ObjectNo) {
+    /// Holds an object back for a read under way, whatever becomes of its key.
+    pub fn pin(&mut self, object: ObjectNo) {
+        self.tables.objects.acquire(object);
+        self.tables.objects.pin(object);
+    }
+
+    /// Gives back what [`Store::pin`] held.
+    pub fn unpin(&mut self, object: ObjectNo) {
+        self.tables.objects.unpin(object);
         self.tables.release(object, &mut self.freed);
         self.forget_freed();
     }
@@ -461,6 +468,7 @@ impl<D: Disk> Store<D> {
                         ..
                     } = change
                     {
+                        self.tables.objects.unpin(ObjectNo(before.object));
                         self.tables
                             .release(ObjectNo(before.object), &mut self.freed);
                     }
@@ -510,7 +518,10 @@ impl<D: Disk> Store<D> {
                     window.invalidate(key);
                 }
                 let written = match before {
-                    Some(before) => self.tables.set_key(agent, key, before),
+                    Some(before) => {
+                        self.tables.objects.unpin(ObjectNo(before.object));
+                        self.tables.set_key(agent, key, before)
+                    }
                     None => self.tables.remove_key(agent, key),
                 };
                 if let Some(written) = written {
@@ -532,6 +543,9 @@ impl<D: Disk> Store<D> {
     fn remember(&mut self, agent: AgentNo, key: &[u8], before: Option<Value>) {
         if let Some(window) = &mut self.tables.agent_mut(agent).window {
             window.invalidate(key);
+        }
+        if let Some(before) = before {
+            self.tables.objects.pin(ObjectNo(before.object));
         }
         let from = self.undo_keys.len() as u32;
         self.undo_keys.extend_from_slice(key);

@@ -9,7 +9,7 @@ use crate::agent::packed;
 use crate::config::Durability;
 use crate::id::{OBJECT_ID_BYTES, ObjectId, VALUE_BYTES_MAX};
 use crate::segment::index::ObjectNo;
-use crate::segment::{Disk, DiskError, LogError, PART_BYTES_MAX, Record, Sequence};
+use crate::segment::{Disk, DiskError, HEAD_BYTES_MAX, LogError, PART_BYTES_MAX, Record, Sequence};
 use crate::shard::lanes::{LaneRef, Upload};
 use crate::shard::store::{Refused, Written};
 use crate::shard::{Scratch, Shard, Staged, Step};
@@ -162,7 +162,7 @@ impl<D: Disk> Shard<D> {
             self.check_expected(at, entry, &scratch.key)?;
             let adds_key = self.store.value(agent, &scratch.key).is_none();
             // The list is no longer than a part.
-            let bytes = scratch.value.len() + PART_BYTES_MAX;
+            let bytes = scratch.value.len() + HEAD_BYTES_MAX + PART_BYTES_MAX;
             self.store.ready(bytes, adds_key)?;
         }
         self.store.put_part(&scratch.value)
@@ -337,6 +337,7 @@ impl<D: Disk> Shard<D> {
             lane: at,
             completion,
             power,
+            write: true,
         });
     }
 
