@@ -403,9 +403,12 @@ impl<D: Disk> Shard<D> {
                         self.post(lane, &completion);
                     }
                 }
-                for (_, lane) in self.lanes.iter_mut() {
-                    if let Some(upload) = &mut lane.upload {
-                        upload.unflushed = false;
+                // With none under way, as nearly always, a flush costs the same among any lanes.
+                if self.uploads > 0 {
+                    for (_, lane) in self.lanes.iter_mut() {
+                        if let Some(upload) = &mut lane.upload {
+                            upload.unflushed = false;
+                        }
                     }
                 }
                 self.release_peers(true);
