@@ -425,3 +425,39 @@ fn attaching_needs_a_name_and_an_agent() {
         session.attach(&"é".repeat(127), Attach::default()).unwrap();
     });
 }
+
+/// A wake comes once for each time a lane was armed; an attach that read it off the socket once
+/// kept it from the event loop.
+#[test]
+fn an_event_loop_hears_of_what_an_attach_read() {
+    use rustix::event::{PollFd, PollFlags, Timespec};
+    let dir = tempfile::tempdir().unwrap();
+    let runtime = Runtime::start(config(dir.path(), 1, Io::Auto)).unwrap();
+    let session = Session::connect(runtime.socket()).unwrap();
+    let mut lane = session.attach("loop", Attach::default()).unwrap();
+    let mut reply = Vec::new();
+    for round in 0..20 {
+        lane.submit_put(b"k", b"v", PutOptions::default()).unwrap();
+        if lane.arm() {
+            lane.poll(&mut reply).unwrap().unwrap().outcome.unwrap();
+            continue;
+        }
+        // Its wake arrives before the answer to this, or right after.
+        drop(
+            session
+                .attach(&format!("other-{round}"), Attach::default())
+                .unwrap(),
+        );
+        let fd = session.event_fd().unwrap();
+        let timeout = Timespec {
+            tv_sec: 10,
+            tv_nsec: 0,
+        };
+        let ready = rustix::event::poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&timeout));
+        assert_eq!(ready, Ok(1), "nothing came in 10 s");
+        session.drain_events().unwrap();
+        while lane.poll(&mut reply).unwrap().is_none() {
+            std::thread::yield_now();
+        }
+    }
+}

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, epoll};
 
 use crate::agent::bell::ClientBells;
 use crate::agent::client_lane::ClientLane;
@@ -89,11 +89,16 @@ pub trait Connection: Send + Sync + std::fmt::Debug {
     fn detach(&self, lane: LaneNo);
     /// Wakes a shard that said it sleeps.
     fn wake(&self, shard: ShardNo);
-    /// Takes what the runtime has sent.
+    /// Takes what the runtime has sent, but for the wakes of armed lanes.
     ///
     /// # Errors
     /// The runtime is gone.
     fn check(&self) -> Result<(), ClientError>;
+    /// Takes everything that the runtime has sent.
+    ///
+    /// # Errors
+    /// The runtime is gone.
+    fn drain(&self) -> Result<(), ClientError>;
     /// Whether the runtime still runs, as far as can be seen at once. Nothing that it has sent is
     /// taken.
     fn is_alive(&self) -> bool;
@@ -158,7 +163,7 @@ impl Session {
     /// # Errors
     /// The runtime is gone.
     pub fn drain_events(&self) -> Result<(), ClientError> {
-        self.connection.check()
+        self.connection.drain()
     }
 }
 
@@ -169,6 +174,38 @@ struct SocketConnection {
     bells: ClientBells,
     /// Number of the last request; also keeps requests one at a time.
     request: Mutex<u32>,
+    events: Events,
+}
+
+/// What an event loop waits on: the socket, and wakes that others than it read from the socket. A
+/// lane is woken once for each time it was armed, so none may be lost on the way.
+#[derive(Debug)]
+struct Events {
+    epoll: OwnedFd,
+    wakes: OwnedFd,
+}
+
+impl Events {
+    fn new(socket: &FrameSocket) -> Result<Self, SocketError> {
+        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+        let wakes = rustix::event::eventfd(0, flags)?;
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        for (fd, data) in [(socket.as_fd(), 0), (wakes.as_fd(), 1)] {
+            let data = epoll::EventData::new_u64(data);
+            epoll::add(&epoll, fd, data, epoll::EventFlags::IN)?;
+        }
+        Ok(Self { epoll, wakes })
+    }
+
+    /// Keeps a wake for the event loop.
+    fn keep(&self) {
+        // A counter that is full says the same.
+        let _ = rustix::io::write(&self.wakes, &1_u64.to_ne_bytes());
+    }
+
+    fn take(&self) {
+        let _ = rustix::io::read(&self.wakes, &mut [0; 8]);
+    }
 }
 
 /// An answer to a request, with its descriptors.
@@ -197,7 +234,8 @@ impl SocketConnection {
             .collect();
         let name = if name.is_empty() { "unnamed" } else { &name };
         socket.send(0, &Frame::Hello { features: 0, name }, &[])?;
-        let Answer::Welcome(fds) = await_answer(&socket, 0)? else {
+        let events = Events::new(&socket)?;
+        let Answer::Welcome(fds) = await_answer(&socket, &events, 0)? else {
             return Err(ClientError::BadReply);
         };
         let (session, statuses) = fds.split_first().ok_or(ClientError::BadReply)?;
@@ -206,7 +244,31 @@ impl SocketConnection {
             socket,
             bells,
             request: Mutex::new(0),
+            events,
         })
+    }
+}
+
+impl SocketConnection {
+    /// Takes what the runtime has sent.
+    fn read_frames(&self, wake: impl Fn()) -> Result<(), ClientError> {
+        // An attach under way reads the socket itself.
+        let Ok(_request) = self.request.try_lock() else {
+            return Ok(());
+        };
+        let mut buffer = [0; FRAME_BYTES_MAX];
+        loop {
+            match self.socket.receive(&mut buffer) {
+                Ok(received) => match received.frame {
+                    Frame::Closing { reason, .. } => return Err(ClientError::Closed { reason }),
+                    Frame::Wake { .. } => wake(),
+                    _ => {}
+                },
+                Err(SocketError::WouldBlock) => return Ok(()),
+                Err(SocketError::Closed) => return Err(ClientError::RuntimeGone),
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 }
 
@@ -225,7 +287,7 @@ impl Connection for SocketConnection {
             agent,
         };
         self.socket.send(*request, &frame, &[])?;
-        match await_answer(&self.socket, *request)? {
+        match await_answer(&self.socket, &self.events, *request)? {
             Answer::Attached {
                 lane,
                 shard,
@@ -257,23 +319,12 @@ impl Connection for SocketConnection {
     }
 
     fn check(&self) -> Result<(), ClientError> {
-        // An attach under way reads the socket itself.
-        let Ok(_request) = self.request.try_lock() else {
-            return Ok(());
-        };
-        let mut buffer = [0; FRAME_BYTES_MAX];
-        loop {
-            match self.socket.receive(&mut buffer) {
-                Ok(received) => {
-                    if let Frame::Closing { reason, .. } = received.frame {
-                        return Err(ClientError::Closed { reason });
-                    }
-                }
-                Err(SocketError::WouldBlock) => return Ok(()),
-                Err(SocketError::Closed) => return Err(ClientError::RuntimeGone),
-                Err(error) => return Err(error.into()),
-            }
-        }
+        self.read_frames(|| self.events.keep())
+    }
+
+    fn drain(&self) -> Result<(), ClientError> {
+        self.events.take();
+        self.read_frames(|| {})
     }
 
     fn is_alive(&self) -> bool {
@@ -284,12 +335,16 @@ impl Connection for SocketConnection {
     }
 
     fn event_fd(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.socket.as_fd())
+        Some(self.events.epoll.as_fd())
     }
 }
 
 /// Waits for the answer to a request; wakes and answers to older requests are skipped.
-fn await_answer(socket: &FrameSocket, request: u32) -> Result<Answer, ClientError> {
+fn await_answer(
+    socket: &FrameSocket,
+    events: &Events,
+    request: u32,
+) -> Result<Answer, ClientError> {
     let deadline = Instant::now() + Duration::from_secs(ANSWER_SECONDS);
     let mut buffer = [0; FRAME_BYTES_MAX];
     loop {
@@ -328,6 +383,7 @@ fn await_answer(socket: &FrameSocket, request: u32) -> Result<Answer, ClientErro
                 });
             }
             Frame::Closing { reason, .. } => return Err(ClientError::Closed { reason }),
+            Frame::Wake { .. } => events.keep(),
             _ => {}
         }
     }

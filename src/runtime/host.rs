@@ -93,6 +93,10 @@ impl Connection for HostConnection {
         }
     }
 
+    fn drain(&self) -> Result<(), ClientError> {
+        self.check()
+    }
+
     fn is_alive(&self) -> bool {
         self.control.strong_count() > 0
     }
