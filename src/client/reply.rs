@@ -19,7 +19,7 @@ pub struct Found {
 /// A write that was acknowledged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Written {
-    /// Its place in the log of its shard: what [`Lane::sync_to`] takes.
+    /// Its place in the log of its shard: what [`Lane::sync_to`](crate::client::Lane::sync_to) takes.
     pub sequence: u64,
     /// The durability that was reached.
     pub durability: Durability,
