@@ -68,7 +68,8 @@ pub struct Config {
     pub shard_cores: Choice<Vec<u32>>,
     /// CPU of the prefetcher and the I/O core. Default: chosen for the machine.
     pub prefetch_core: Choice<u32>,
-    /// All memory of the runtime, in bytes: windows, L2, indexes, lanes. 16 MiB to 16 TiB, default
+    /// The memory that the runtime divides up, in bytes: L2 takes a quarter, indexes at most half;
+    /// the rest is left to windows and lanes, which nothing counts yet. 16 MiB to 16 TiB, default
     /// 192 MiB.
     pub memory_max: u64,
     /// L1 window of one agent, in bytes: a power of two from 8 KiB to 4 MiB, default 32 KiB.

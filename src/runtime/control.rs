@@ -415,7 +415,8 @@ impl SessionSeat {
         self.no
     }
 
-    /// The lowest numbers are used first again and again, so that tables by number stay short.
+    /// A number that no lane of the session has; in turn, so that a closed lane's is not given out
+    /// again at once.
     fn free_lane(&mut self) -> Result<LaneNo, Refusal> {
         if self.lanes.len() as u32 >= LANES_PER_SESSION_MAX {
             let text = format!("a session has at most {LANES_PER_SESSION_MAX} lanes");

@@ -79,8 +79,6 @@ pub struct Lane {
     pub queued: bool,
     /// Completions were posted in this turn.
     pub touched: bool,
-    /// Operations that wait for the device, a sync or another shard.
-    pub pending: u32,
     last_service: u64,
     last_turn: u64,
     polled: bool,
@@ -167,7 +165,6 @@ impl Lanes {
             upload: None,
             queued: false,
             touched: false,
-            pending: 0,
             last_service: 0,
             last_turn: 0,
             polled: false,

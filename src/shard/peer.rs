@@ -115,9 +115,6 @@ impl<D: Disk> Shard<D> {
             self.finish(at, completion);
             return Step::Done;
         }
-        if let Some(lane) = self.lanes.get_mut(at) {
-            lane.pending += 1;
-        }
         self.pending
             .peers
             .insert(ticket, (at, entry.user_data, entry.reply));
@@ -282,7 +279,6 @@ impl<D: Disk> Shard<D> {
         };
         completion.user_data = user_data;
         if let Some(lane) = self.lanes.get_mut(at) {
-            lane.pending -= 1;
             debug_assert!(bytes.len() <= reply.len as usize);
             lane.ring.write_reply(reply, 0, bytes);
         }

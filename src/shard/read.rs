@@ -257,7 +257,11 @@ impl<D: Disk> Shard<D> {
 
     pub(super) fn stats(&mut self, at: LaneRef, entry: &Submission) -> Step {
         self.drain_hits(at);
-        self.publish_gauges();
+        // The measured ones are as old as the shard allows: a client may ask without end.
+        if self.now >= self.next_measure {
+            self.publish_gauges();
+        }
+        self.publish_counts();
         let mut sum = Stats::default();
         for counters in self.counters.iter() {
             sum.add(&counters.read());
@@ -292,11 +296,6 @@ impl<D: Disk> Shard<D> {
             let mut busy = Completion::new(completion.user_data, Status::Busy);
             busy.detail = BusyReason::ColdReads as u32;
             return self.deliver(destination, busy);
-        }
-        if let Destination::Lane(at, _) = destination
-            && let Some(lane) = self.lanes.get_mut(at)
-        {
-            lane.pending += 1;
         }
         let missing = cold.len() as u32;
         let read = self.pending.add_read(PendingRead {
@@ -388,11 +387,6 @@ impl<D: Disk> Shard<D> {
         self.store.unpin(piece.object);
         self.pending.recycle(buffer);
         if let Some(read) = self.pending.piece_done(piece.read, Tier::Cold) {
-            if let Destination::Lane(at, _) = read.destination
-                && let Some(lane) = self.lanes.get_mut(at)
-            {
-                lane.pending -= 1;
-            }
             if read.completion.status == Status::Ok {
                 self.counters().cold_reads.add(1);
                 if let Some((agent, key, object)) = read.fill {

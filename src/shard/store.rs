@@ -29,6 +29,10 @@ const DELETE_RESERVE_SHARE: usize = 16;
 /// The most of it: room for a thousand deletes of long keys, or four thousand of short ones.
 const DELETE_RESERVE_BYTES_MAX: usize = 256 << 10;
 
+/// What a key takes in the indexes beside its own bytes, about: its entry, its object, tables that
+/// are half full.
+const KEY_INDEX_BYTES: u64 = 192;
+
 /// Why a write was not applied. Nothing changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Refused {
@@ -536,6 +540,10 @@ impl<D: Disk> Store<D> {
 
     fn name(&mut self, agent: AgentNo, key: &[u8], value: Value) {
         let before = self.tables.set_key(agent, key, value);
+        if before.is_none() {
+            // Measured exactly now and then; until then a flood of new keys must not go unseen.
+            self.index_bytes += KEY_INDEX_BYTES + key.len() as u64;
+        }
         self.remember(agent, key, before);
     }
 
