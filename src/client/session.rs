@@ -104,6 +104,8 @@ pub trait Connection: Send + Sync + std::fmt::Debug {
     fn is_alive(&self) -> bool;
     /// What becomes readable when an armed lane has a completion.
     fn event_fd(&self) -> Option<BorrowedFd<'_>>;
+    /// The process id of the runtime, where it can be known.
+    fn runtime_pid(&self) -> Option<u32>;
 }
 
 /// A process's attachment to a runtime: cheap to clone, usable from any thread.
@@ -156,6 +158,12 @@ impl Session {
     #[must_use]
     pub fn event_fd(&self) -> Option<BorrowedFd<'_>> {
         self.connection.event_fd()
+    }
+
+    /// The process id of the runtime, as the kernel says it; none across namespaces of processes.
+    #[must_use]
+    pub fn runtime_pid(&self) -> Option<u32> {
+        self.connection.runtime_pid()
     }
 
     /// Takes what made [`Session::event_fd`] readable.
@@ -336,6 +344,11 @@ impl Connection for SocketConnection {
 
     fn event_fd(&self) -> Option<BorrowedFd<'_>> {
         Some(self.events.epoll.as_fd())
+    }
+
+    fn runtime_pid(&self) -> Option<u32> {
+        let pid = self.socket.peer().ok()?.pid;
+        u32::try_from(pid).ok().filter(|&pid| pid > 0)
     }
 }
 

@@ -104,4 +104,8 @@ impl Connection for HostConnection {
     fn event_fd(&self) -> Option<BorrowedFd<'_>> {
         None
     }
+
+    fn runtime_pid(&self) -> Option<u32> {
+        Some(std::process::id())
+    }
 }

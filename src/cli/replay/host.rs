@@ -58,12 +58,7 @@ impl Host {
         let session = Session::connect(socket)
             .with_context(|| format!("can't connect to {}", socket.display()))?;
         let lane = port::attach_commons(&session).context("can't attach the commons")?;
-        let peer = session
-            .event_fd()
-            .and_then(|fd| rustix::net::sockopt::socket_peercred(fd).ok());
-        let process = peer.map(|peer| Process {
-            id: peer.pid.as_raw_nonzero().get().unsigned_abs(),
-        });
+        let process = session.runtime_pid().map(|id| Process { id });
         Ok(Self::Other(Box::new(Other {
             socket: socket.to_owned(),
             lane,
