@@ -370,7 +370,7 @@ impl<D: Disk> Store<D> {
     /// The list of that id, if no part of it is known to be damaged: a list that is stored again
     /// must not be shared with one whose parts can't be read.
     fn sound_list(&mut self, id: &ObjectId) -> Option<ObjectNo> {
-        let list = self.tables.objects.find(id)?;
+        let list = self.tables.objects.find_named(id)?;
         let objects = &mut self.tables.objects;
         let parts = self.tables.lists.get(&list.0)?;
         if parts.iter().any(|&part| objects.get(part).quarantined) {

@@ -660,6 +660,17 @@ fn bytes_that_only_this_run_holds_back_are_stored_again() {
     assert_eq!(world.get(b"b").unwrap(), b"content");
     assert_eq!(world.get(b"a"), Err(Status::NotFound));
 
+    // The same for the list of a large value.
+    let large = vec![5; 100_000];
+    world.put_large(b"e", &large, Durability::Process);
+    let volatile = Some(Durability::Volatile);
+    world.submit(Op::Delete, b"e", b"", |entry| entry.durability = volatile);
+    assert_eq!(world.wait().status, Status::Ok);
+    world.put_large(b"f", &large, Durability::Volatile);
+    world.put(b"c", b"flush again");
+    let mut world = world.restarted(0);
+    assert!(world.get(b"f").unwrap() == large);
+
     // A cold read under way holds the old value back.
     let no = world.shard.store.value(AgentNo(0), b"b").unwrap().object;
     let segment = world
