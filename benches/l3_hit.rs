@@ -1,11 +1,19 @@
 //! What does a read cost that a segment answers, in memory and from the device?
 //!
 //! 4 KiB values, eight times as many bytes as L2 holds, read uniformly. Every reply names the tier
-//! that served it, and is counted under that one: `L3` is a page that was resident, mapped, its
-//! BLAKE3 checked; `cold` is one that the I/O core read from the device, after the kernel was told
-//! to drop the segments' pages. The bare rival hashes 4 KiB that lie in the cache.
+//! that served it, and is counted under that one: `L3` is what was in the page cache, its BLAKE3
+//! checked; `cold` is what the I/O core read from the device, after the kernel was told to drop the
+//! segments' pages.
+//!
+//! The bare rivals hash 4 KiB that lie in the cache, and take 4 KiB at random out of a file of the
+//! same size in the page cache: by `preadv2` that does not wait, and out of a mapping of which the
+//! kernel is asked what is resident, and which is given back after every 256 reads, so that no
+//! more than 16 MiB of it count as memory of the process (a fault maps 64 KiB).
+
+#![expect(unsafe_code, reason = "the mapped rival asks and reads by address")]
 
 use std::hint::black_box;
+use std::io::IoSliceMut;
 
 use hdrhistogram::Histogram;
 use helios::agent::entry::Tier;
@@ -43,7 +51,14 @@ fn main() {
         }
     });
     bench.latencies("BLAKE3 of 4 KiB", &hash);
+    let bytes = keys as usize * VALUE_BYTES;
+    let (_directory, file) = common::preallocated_file(bytes.next_multiple_of(1 << 20));
     let count = bench.pick(15, 2);
+    let not_waiting = bare_preadv2(&file, count, bytes);
+    bench.latencies("bare preadv2 of 4 KiB", &not_waiting);
+    let mapped = bare_mapped(&file, count, bytes);
+    bench.latencies("bare mapped read of 4 KiB", &mapped);
+    bench.ratio(&mapped, &not_waiting, "preadv2");
     let per_round = bench.pick(10_000, 200);
     let mut tiers = [const { Vec::new() }; 3];
     for round in 0..count {
@@ -73,6 +88,52 @@ fn main() {
     drop(lane);
     served.stop();
     bench.finish();
+}
+
+/// Takes 4 KiB at a time out of the page cache, never waiting for the device.
+fn bare_preadv2(file: &std::fs::File, count: usize, bytes: usize) -> Vec<Histogram<u64>> {
+    let (mut value, mut numbers) = (vec![0; VALUE_BYTES], common::Numbers(1));
+    common::rounds(count, |histogram| {
+        for _ in 0..1000 {
+            let at = numbers.below((bytes - VALUE_BYTES) as u64) / 8 * 8;
+            let (read, ns) = common::timed(|| {
+                let mut into = [IoSliceMut::new(&mut value)];
+                rustix::io::preadv2(file, &mut into, at, rustix::io::ReadWriteFlags::NOWAIT)
+            });
+            // The kernel may have taken a page back.
+            if read == Ok(VALUE_BYTES) {
+                histogram.saturating_record(ns);
+            }
+        }
+    })
+}
+
+/// Copies 4 KiB at a time out of a mapping, after asking whether they are in memory.
+fn bare_mapped(file: &std::fs::File, count: usize, bytes: usize) -> Vec<Histogram<u64>> {
+    let page = rustix::param::page_size();
+    // SAFETY: nobody cuts or writes the file, which lives in a directory of its own.
+    let map = unsafe { memmap2::Mmap::map(file) }.expect("mapping");
+    let (mut value, mut numbers) = (vec![0; VALUE_BYTES], common::Numbers(1));
+    common::rounds(count, |histogram| {
+        for no in 0..1000 {
+            let at = numbers.below((bytes - VALUE_BYTES) as u64) as usize / 8 * 8;
+            let ((), ns) = common::timed(|| {
+                let (first, mut pages) = (at / page * page, [0; 2]);
+                let from = map.as_ptr().wrapping_add(first).cast_mut().cast();
+                let span = (bytes - first).min(2 * page);
+                // SAFETY: inside the mapping; a byte for each of at most two pages is written.
+                let asked = unsafe { libc::mincore(from, span, pages.as_mut_ptr()) };
+                assert_eq!(asked, 0);
+                value.copy_from_slice(black_box(&map[at..at + VALUE_BYTES]));
+            });
+            histogram.saturating_record(ns);
+            if no % 256 == 255 {
+                // SAFETY: no slice of the mapping lives; what is dropped is read from the file.
+                unsafe { map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) }
+                    .expect("madvise");
+            }
+        }
+    })
 }
 
 /// Reads at random; latencies by tier: L2, L3, cold.

@@ -41,7 +41,7 @@ const DEPENDENCY_ROOMS: [(&str, &[&str]); 19] = [
     ("hdrhistogram", &["metrics", "cli"]),
     ("hwlocality", &["topology"]),
     ("indicatif", &["cli"]),
-    ("memmap2", &["cache", "io", "shared"]),
+    ("memmap2", &["cache", "shared"]),
     ("ringbuf", &["io", "mesh"]),
     ("serde_json", &["cli"]),
     ("toml", &["config"]),

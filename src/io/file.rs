@@ -10,15 +10,14 @@
 //!   sync is not.
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::FallocateFlags;
-use rustix::io::Errno;
+use rustix::fs::{FallocateFlags, Mode, OFlags, ResolveFlags};
+use rustix::io::{Errno, ReadWriteFlags};
 
 use super::line::Made;
-use super::map::Mapping;
 use crate::id::SegmentNo;
 use crate::segment::DiskError;
 
@@ -61,13 +60,9 @@ pub(super) fn make_directory(directory: &Path) -> io::Result<()> {
     }
 }
 
-/// Makes a segment of `bytes`, all preallocated and zero, mapped, its name durable. Its size is
+/// Makes a segment of `bytes`, all preallocated and zero, its name durable. Its size is
 /// made durable by the first sync that needs it.
-pub(super) fn create(
-    directory: &Path,
-    segment: SegmentNo,
-    bytes: u32,
-) -> Result<Box<Made>, DiskError> {
+pub(super) fn create(directory: &Path, segment: SegmentNo, bytes: u32) -> Result<Made, DiskError> {
     let path = path(directory, segment);
     let file = OpenOptions::new()
         .read(true)
@@ -75,9 +70,8 @@ pub(super) fn create(
         .create_new(true)
         .open(&path)
         .map_err(|error| failed("open", segment, &error))?;
-    let made = complete(&file, directory, segment, bytes);
-    match made {
-        Ok(map) => Ok(Box::new(Made { file, map })),
+    match complete(&file, directory, segment, bytes) {
+        Ok(()) => Ok(Made { file, bytes }),
         Err(error) => {
             // The first error is the one to report.
             let _ = std::fs::remove_file(&path);
@@ -91,7 +85,7 @@ fn complete(
     directory: &Path,
     segment: SegmentNo,
     bytes: u32,
-) -> Result<Mapping, DiskError> {
+) -> Result<(), DiskError> {
     let size = u64::from(bytes);
     let allocated = loop {
         match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, size) {
@@ -106,9 +100,7 @@ fn complete(
         done => done.map_err(io::Error::from),
     }
     .map_err(|error| failed("fallocate", segment, &error))?;
-    let map = Mapping::new(file, bytes).map_err(|error| failed("mmap", segment, &error))?;
-    sync_directory(directory, segment)?;
-    Ok(map)
+    sync_directory(directory, segment)
 }
 
 /// Opens a segment that exists.
@@ -118,6 +110,40 @@ pub(super) fn open(directory: &Path, segment: SegmentNo) -> Result<File, DiskErr
         .write(true)
         .open(path(directory, segment))
         .map_err(|error| failed("open", segment, &error))
+}
+
+/// Opens a segment for reading if the kernel has all it takes in memory.
+pub(super) fn open_cached(directory: &Path, segment: SegmentNo) -> Option<File> {
+    let (path, flags) = (path(directory, segment), OFlags::RDONLY | OFlags::CLOEXEC);
+    let (mode, resolve) = (Mode::empty(), ResolveFlags::CACHED);
+    match rustix::fs::openat2(rustix::fs::CWD, &path, flags, mode, resolve) {
+        Ok(file) => Some(file.into()),
+        // Forbidden by a filter that knows the older calls only: those wait for a directory's block,
+        // at worst.
+        Err(Errno::NOSYS | Errno::PERM) => File::open(path).ok(),
+        Err(_) => None,
+    }
+}
+
+/// Fills all of `buffer` from the page cache; `false` where it does not hold all of it.
+///
+/// A file system that can't tell (`EOPNOTSUPP`) answers `false` for ever, so that every read goes
+/// through the I/O core; but a file system in memory (tmpfs) has no device to wait for.
+pub(super) fn read_cached(file: &File, offset: u32, buffer: &mut [u8]) -> bool {
+    let wanted = buffer.len();
+    let mut into = [IoSliceMut::new(buffer)];
+    match rustix::io::preadv2(file, &mut into, u64::from(offset), ReadWriteFlags::NOWAIT) {
+        Ok(bytes) => bytes == wanted,
+        Err(Errno::OPNOTSUPP) if is_memory(file) => {
+            file.read_exact_at(&mut into[0], u64::from(offset)).is_ok()
+        }
+        Err(_) => false,
+    }
+}
+
+/// Whether a file lies on a file system without a device.
+fn is_memory(file: &File) -> bool {
+    rustix::fs::fstatfs(file).is_ok_and(|of| of.f_type == libc::TMPFS_MAGIC)
 }
 
 /// Writes all of `bytes`, into the page cache.

@@ -22,7 +22,6 @@ use atomic_waker::AtomicWaker;
 use ringbuf::traits::{Consumer, Producer, Split};
 use ringbuf::{HeapCons, HeapProd, HeapRb};
 
-use super::map::Mapping;
 use crate::id::SegmentNo;
 use crate::segment::{IoReply, IoRequest, Sequence};
 
@@ -42,13 +41,13 @@ pub type Wake = Arc<dyn Fn() + Send + Sync>;
 /// A reply, and with a good `Created` what was made.
 pub(super) struct Answer {
     pub(super) reply: IoReply,
-    pub(super) made: Option<Box<Made>>,
+    pub(super) made: Option<Made>,
 }
 
-/// A new segment, opened for writing and mapped for reading.
+/// A new segment, opened, of `bytes`.
 pub(super) struct Made {
     pub(super) file: std::fs::File,
-    pub(super) map: Mapping,
+    pub(super) bytes: u32,
 }
 
 /// Whether the core goes on, ends when its lines are empty, or ends at once.
@@ -262,7 +261,7 @@ pub(super) struct Outbox {
 
 impl Outbox {
     /// Pushes without waking; [`Outbox::wake`] after the last of a batch.
-    pub(super) fn push(&mut self, reply: IoReply, made: Option<Box<Made>>) {
+    pub(super) fn push(&mut self, reply: IoReply, made: Option<Made>) {
         let pushed = self.answers.try_push(Answer { reply, made });
         assert!(pushed.is_ok(), "more answers than requests");
     }

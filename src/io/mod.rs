@@ -13,13 +13,12 @@
 //!
 //! Cost of a request: two ring pushes and pops, at most one system call to wake the core and one to
 //! wake the shard, and the file's own calls. Descriptors: two per segment being written (three on
-//! glommio), at most 32 per shard and read line for cold reads.
+//! glommio), at most 256 in all for reading what is in memory, 32 per shard and read line for what is not.
 
 mod disk;
 mod file;
 mod glommio;
 mod line;
-mod map;
 mod probe;
 mod serial;
 mod threads;
@@ -32,7 +31,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-pub use disk::{MAPPED_BYTES_MAX, ShardDisk};
+pub use disk::ShardDisk;
 pub use line::Wake;
 pub use probe::{MEMLOCK_BYTES_MIN, Refusal, probe};
 

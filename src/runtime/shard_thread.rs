@@ -26,7 +26,8 @@ use crate::topology::{ShardSeat, bind_memory_to_node, pin_current_thread};
 const POLL_ALONE: Duration = Duration::from_micros(500);
 /// The same where others need the core.
 const POLL_SHARED: Duration = Duration::from_micros(5);
-/// Turns between two looks at the clock and at the stop flag while there is work.
+/// Turns between two looks at the clock and at the stop flag: a look costs 20 ns, as much as a
+/// turn that finds nothing.
 const TURNS_PER_CLOCK: u32 = 8;
 
 /// What wakes a shard that sleeps.
@@ -196,11 +197,11 @@ impl Turner {
             turns += 1;
             if worked {
                 last_work = now;
-                if turns % TURNS_PER_CLOCK != 0 {
-                    continue;
-                }
             } else {
                 std::hint::spin_loop();
+            }
+            if turns % TURNS_PER_CLOCK != 0 {
+                continue;
             }
             if self.stop.load(Ordering::Acquire) {
                 return;

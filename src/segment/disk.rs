@@ -58,7 +58,7 @@ pub enum DiskError {
 #[derive(Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum IoRequest {
-    /// Make the file of a segment, preallocate `bytes`, map it, make its name durable.
+    /// Make the file of a segment, preallocate `bytes`, make its name durable.
     Create {
         /// The segment; its number was never used before.
         segment: SegmentNo,

@@ -4,7 +4,7 @@
 //! [`Store::flush`] are the write path.
 //!
 //! Cost of a read served by L2, 1 KiB: about 5 cache lines of tables and 16 of bytes, no system
-//! call. By L3: the page's residency is asked (1 system call), the object hashed. Of a write: the
+//! call. By L3: the object is copied out of the page cache (1 system call) and hashed. Of a write: the
 //! payload is copied into the append buffer and hashed; one system call per flush, which a turn's
 //! writes share.
 //!
@@ -232,8 +232,13 @@ impl<D: Disk> Store<D> {
         }
     }
 
-    /// Lets a key name a value of at most one part.
-    pub fn put(&mut self, agent: AgentNo, key: &[u8], payload: &[u8]) -> Result<Written, Refused> {
+    /// Lets a key name a value of at most one part; also the object that it names now.
+    pub fn put(
+        &mut self,
+        agent: AgentNo,
+        key: &[u8],
+        payload: &[u8],
+    ) -> Result<(ObjectNo, Written), Refused> {
         let before = self.value(agent, key);
         self.ready(payload.len(), before.is_none())?;
         let id = ObjectId::of_blob(payload);
@@ -266,11 +271,12 @@ impl<D: Disk> Store<D> {
                 bytes: value_bytes,
             },
         );
-        Ok(Written {
+        let written = Written {
             sequence: appended.sequence,
             id,
             deduplicated: stored,
-        })
+        };
+        Ok((object, written))
     }
 
     /// Stores one part of a large value; the caller holds its reference until the list does.

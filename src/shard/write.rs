@@ -28,12 +28,10 @@ impl<D: Disk> Shard<D> {
         let written = self
             .check_expected(at, entry, &scratch.key)
             .and_then(|()| self.store.put(agent, &scratch.key, &scratch.value));
-        if let Ok(written) = &written
-            && let Some(object) = self.store.tables.objects.find(&written.id)
-        {
+        if let Ok((object, _)) = written {
             self.want_fill(agent, &scratch.key, object);
         }
-        self.end_write(at, entry, written)
+        self.end_write(at, entry, written.map(|(_, written)| written))
     }
 
     pub(super) fn delete(
@@ -211,13 +209,11 @@ impl<D: Disk> Shard<D> {
         let durability = entry.durability.unwrap_or(self.options.durability);
         let mut last = None;
         for (no, (key, value)) in pairs.enumerate() {
-            let written = match self.store.put(agent, key, value) {
-                Ok(written) => written,
+            let (object, written) = match self.store.put(agent, key, value) {
+                Ok(stored) => stored,
                 Err(refused) => return self.end_write(at, entry, Err(refused)),
             };
-            if let Some(object) = self.store.tables.objects.find(&written.id) {
-                self.want_fill(agent, key, object);
-            }
+            self.want_fill(agent, key, object);
             let answer = packed::PutAnswer {
                 status: Status::Ok,
                 durability: Some(durability),
