@@ -126,6 +126,9 @@ number!(/// An attached process, for the life of one runtime; never reused.
     SessionNo(u64));
 number!(/// A lane within its session.
     LaneNo(u32));
+number!(/// One state of one branch, as an agent's window tells values apart: a branch that is restored
+    /// gets another view. Of one agent, for the life of its window.
+    View(u32));
 
 #[cfg(test)]
 mod tests {

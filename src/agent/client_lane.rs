@@ -29,11 +29,11 @@ use crate::agent::bell::ClientBells;
 use crate::agent::entry::{Completion, Extent, Submission};
 use crate::agent::layout::{
     C_ARENA, C_CONSUMED, C_HIT_TAIL, C_HITS, C_WAITING, ENTRY_BYTES, HIT_SLOTS, LANE_MAGIC,
-    LaneSizes, PROTOCOL_VERSION, S_ARENA, S_ATTENTION, S_CLOSED, S_HEADER, S_WAKES, tag,
+    LaneSizes, PROTOCOL_VERSION, S_ARENA, S_ATTENTION, S_CLOSED, S_HEADER, S_VIEW, S_WAKES, tag,
 };
 use crate::agent::malformed::Malformed;
 use crate::agent::{Attention, CloseReason, Waiting};
-use crate::id::{LaneNo, ShardNo};
+use crate::id::{LaneNo, ShardNo, View};
 use crate::shared::{Access, SharedError, SharedMemory};
 
 /// Looks at the ring between two looks at the clock, while spinning.
@@ -318,6 +318,14 @@ impl ClientLane {
         // Acquire pairs with the release store in `ServerLane::close`.
         let code = self.server.half(S_CLOSED).load(Ordering::Acquire);
         (code != 0).then(|| CloseReason::from_code(code))
+    }
+
+    /// The view in which to read the window now.
+    #[must_use]
+    #[inline]
+    pub fn view(&self) -> View {
+        // Acquire pairs with the release store in `ServerLane::set_view`.
+        View(self.server.half(S_VIEW).load(Ordering::Acquire))
     }
 
     /// Space in the input arena; `None`: none until something is freed.

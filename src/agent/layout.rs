@@ -65,6 +65,8 @@ pub(super) const S_HEADER: usize = 0;
 pub(super) const S_ATTENTION: usize = 64;
 /// Region S: u32, 0 while the lane is open.
 pub(super) const S_CLOSED: usize = 68;
+/// Region S: u32, the view in which the lane reads its agent's window.
+pub(super) const S_VIEW: usize = 72;
 /// Region S: u32, the futex word: counts wakes.
 pub(super) const S_WAKES: usize = 128;
 /// Region S: the output arena.

@@ -23,10 +23,11 @@ use rustix::thread::futex;
 use crate::agent::entry::{Completion, Extent, Submission};
 use crate::agent::layout::{
     C_ARENA, C_CONSUMED, C_HIT_TAIL, C_HITS, C_WAITING, ENTRY_BYTES, HIT_SLOTS, LANE_MAGIC,
-    LaneSizes, PROTOCOL_VERSION, S_ARENA, S_ATTENTION, S_CLOSED, S_HEADER, S_WAKES, tag,
+    LaneSizes, PROTOCOL_VERSION, S_ARENA, S_ATTENTION, S_CLOSED, S_HEADER, S_VIEW, S_WAKES, tag,
 };
 use crate::agent::malformed::Malformed;
 use crate::agent::{Attention, CloseReason, Waiting};
+use crate::id::View;
 use crate::shared::{Access, SharedError, SharedMemory};
 
 /// Most hits that one look may find reported.
@@ -267,6 +268,13 @@ impl ServerLane {
         }
         self.hits = found;
         Ok(first - from)
+    }
+
+    /// Says in which view the lane reads the window from now on. Before the completion of whatever
+    /// changed it is posted, so that no read after that completion finds a value of before.
+    pub fn set_view(&mut self, view: View) {
+        let word = self.server.half(S_VIEW);
+        word.store(view.0, Ordering::Release); // Partner: `ClientLane::view`.
     }
 
     /// Closes the lane, for a reason that the client reads, and wakes it. Nothing is posted after.

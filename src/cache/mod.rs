@@ -33,5 +33,5 @@ mod l2_tests;
 mod window_tests;
 
 pub use l2::{Chunks, EntryNo, L2};
-pub use window::{Hit, WindowError, WindowReader, hash_key};
+pub use window::{Hit, WindowError, WindowReader, hash_key, in_view};
 pub use window_writer::WindowWriter;

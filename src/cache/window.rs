@@ -16,7 +16,7 @@
 use std::hint::spin_loop;
 use std::sync::atomic::{Ordering, fence};
 
-use crate::id::KEY_BYTES_MAX;
+use crate::id::{KEY_BYTES_MAX, View};
 use crate::shared::SharedMemory;
 
 /// Smallest window, in bytes.
@@ -74,6 +74,7 @@ pub struct Hit {
 }
 
 /// Hashes a key for its place in a window; the same on every machine. See `WINDOW.md`.
+/// [`in_view`] does the rest.
 ///
 /// ```
 /// assert_eq!(helios::cache::hash_key(b"hello"), 0x0175_8097_b0fd_daed);
@@ -90,6 +91,14 @@ pub fn hash_key(key: &[u8]) -> u64 {
         hash = fold(hash ^ last_word(key), 0xe703_7ed1_a0b4_28db);
     }
     fold(hash, 0x8ebc_6af0_9c88_c6e3)
+}
+
+/// The hash of a key as it is in one view: the same set, another tag. One key has different tags in
+/// different views, always.
+#[must_use]
+#[inline]
+pub const fn in_view(hash: u64, view: View) -> u64 {
+    hash ^ (view.0 as u64) << 32
 }
 
 /// Both halves of the product, one upon the other.
@@ -130,11 +139,10 @@ pub(super) const fn set_of(hash: u64, bytes: usize) -> usize {
     (((hash & 0xffff_ffff) * sets(bytes) as u64) >> 32) as usize
 }
 
-/// The tag of a key: bits 32 to 63 of its hash, and the generation. One key has different tags in
-/// different generations, always.
+/// The tag of a key: bits 32 to 63 of its hash in a view.
 #[inline]
-pub(super) const fn tag_of(hash: u64, generation: u32) -> u32 {
-    (hash >> 32) as u32 ^ generation
+pub(super) const fn tag_of(hash: u64) -> u32 {
+    (hash >> 32) as u32
 }
 
 /// Byte offset of a way's first word; its second follows.
@@ -180,7 +188,7 @@ pub(super) fn check_size(memory: &SharedMemory) -> Result<(), WindowError> {
     }
 }
 
-/// An agent's view of its window. Reads take `&self`: any number of threads may share one.
+/// An agent's end of its window. Reads take `&self`: any number of threads may share one.
 #[derive(Debug)]
 pub struct WindowReader {
     memory: SharedMemory,
@@ -188,32 +196,31 @@ pub struct WindowReader {
 
 impl WindowReader {
     /// Takes a mapping of a window. Only its size is looked at: a region of another format never
-    /// hits, and [`Self::generation`] says so.
+    /// hits, and [`Self::is_used`] says so.
     pub fn open(memory: SharedMemory) -> Result<Self, WindowError> {
         check_size(&memory)?;
         Ok(Self { memory })
     }
 
-    /// The window's generation; `None` while nothing was ever filled in.
-    pub fn generation(&self) -> Result<Option<u32>, WindowError> {
-        let header = self.memory.word(0).load(Ordering::Acquire);
-        match header as u32 {
-            MAGIC => Ok(Some((header >> 32) as u32)),
-            0 => Ok(None),
+    /// Whether anything was ever filled in.
+    pub fn is_used(&self) -> Result<bool, WindowError> {
+        match self.memory.half(0).load(Ordering::Acquire) {
+            MAGIC => Ok(true),
+            0 => Ok(false),
             found => Err(WindowError::Format { found }),
         }
     }
 
-    /// Reads the value of `key` into the front of `out`. A value longer than `out` fills `out`
+    /// Reads the value of `key` in a view into the front of `out`. A value longer than `out` fills `out`
     /// with its first bytes; [`Hit::value_bytes`] tells. `None`: ask the shard. After a miss `out`
     /// may hold rubbish.
     #[must_use]
     #[inline]
-    pub fn get(&self, key: &[u8], out: &mut [u8]) -> Option<Hit> {
-        self.get_with(hash_key(key), key, out)
+    pub fn get(&self, view: View, key: &[u8], out: &mut [u8]) -> Option<Hit> {
+        self.get_with(in_view(hash_key(key), view), key, out)
     }
 
-    /// As [`Self::get`], for a caller that has the key's hash already.
+    /// As [`Self::get`], for a caller that has the key's hash in the view already.
     #[must_use]
     #[inline]
     pub fn get_with(&self, hash: u64, key: &[u8], out: &mut [u8]) -> Option<Hit> {
@@ -227,19 +234,20 @@ impl WindowReader {
     /// capacity is short: a capacity of [`VALUE_INLINE_BYTES_MAX`] always suffices.
     #[must_use]
     #[inline]
-    pub fn get_into(&self, key: &[u8], out: &mut Vec<u8>) -> Option<Hit> {
-        self.find(hash_key(key), key, |memory, at, bytes| {
+    pub fn get_into(&self, view: View, key: &[u8], out: &mut Vec<u8>) -> Option<Hit> {
+        self.find(in_view(hash_key(key), view), key, |memory, at, bytes| {
             // Bytes that are there already are not zeroed first.
             out.resize(bytes, 0);
             copy_value(memory, at, out);
         })
     }
 
-    /// Whether the window has a value for `key`. No value is read.
+    /// Whether the window has a value for `key` in a view. No value is read.
     #[must_use]
     #[inline]
-    pub fn contains(&self, key: &[u8]) -> bool {
-        self.find(hash_key(key), key, |_, _, _| ()).is_some()
+    pub fn contains(&self, view: View, key: &[u8]) -> bool {
+        let hash = in_view(hash_key(key), view);
+        self.find(hash, key, |_, _, _| ()).is_some()
     }
 
     /// Asks for the lines that [`Self::get_with`] of this hash will read first.
@@ -276,12 +284,10 @@ impl WindowReader {
         take: &mut impl FnMut(&SharedMemory, usize, usize),
     ) -> Result<Option<Hit>, Disturbed> {
         let memory = &self.memory;
-        // Acquire: partner of the release in `WindowWriter::set_generation`.
-        let header = memory.word(0).load(Ordering::Acquire);
-        if header as u32 != MAGIC {
+        if memory.half(0).load(Ordering::Relaxed) != MAGIC {
             return Ok(None);
         }
-        let tag = tag_of(hash, (header >> 32) as u32);
+        let tag = tag_of(hash);
         let slot = set_of(hash, memory.bytes()) * WAYS;
         // All four tags at once: which way matches is nothing that a branch could predict.
         let mut matches = 0u32;
@@ -314,7 +320,7 @@ impl WindowReader {
             // before it, which is an odd sequence at least.
             fence(Ordering::Acquire);
             let again = memory.word(way_at(slot)).load(Ordering::Relaxed);
-            if again != first || memory.word(0).load(Ordering::Relaxed) != header {
+            if again != first {
                 disturbed = true;
                 continue;
             }

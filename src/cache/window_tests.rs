@@ -7,6 +7,7 @@ use super::window::{
     self, LINE_BYTES, Place, WAYS, WINDOW_BYTES_MAX, WINDOW_BYTES_MIN, set_of, sets, tag_of, way_at,
 };
 use super::*;
+use crate::id::View;
 use crate::shared::{Access, SharedMemory};
 
 struct Random(u64);
@@ -25,6 +26,9 @@ impl Random {
     }
 }
 
+/// A view; where nothing is said of others, all is in this one.
+const V: View = View(0);
+
 /// A writer, and a reader over a second, read-only mapping.
 fn window(bytes: usize) -> (WindowWriter, WindowReader) {
     let (memory, fd) = SharedMemory::create("window", bytes, Access::ReadOnly).unwrap();
@@ -36,8 +40,12 @@ fn window(bytes: usize) -> (WindowWriter, WindowReader) {
 }
 
 fn read(reader: &WindowReader, key: &[u8]) -> Option<Vec<u8>> {
+    read_in(reader, V, key)
+}
+
+fn read_in(reader: &WindowReader, view: View, key: &[u8]) -> Option<Vec<u8>> {
     let mut out = Vec::new();
-    let hit = reader.get_into(key, &mut out)?;
+    let hit = reader.get_into(view, key, &mut out)?;
     assert_eq!(hit.value_bytes, out.len());
     Some(out)
 }
@@ -84,8 +92,8 @@ fn check_against_map(seed: u64, bytes: usize, operations: usize) {
     println!("seed {seed}, {bytes} bytes");
     let mut random = Random(seed);
     let (mut writer, reader) = window(bytes);
-    let mut map = HashMap::<(u32, Vec<u8>), Vec<u8>>::new();
-    let mut generation = 0;
+    let mut map = HashMap::<(View, Vec<u8>), Vec<u8>>::new();
+    let mut view = V;
     let (mut hits, mut gets) = (0, 0);
     let mut before = Snapshot::default();
     for _ in 0..operations {
@@ -96,26 +104,26 @@ fn check_against_map(seed: u64, bytes: usize, operations: usize) {
             _ => random.below(300),
         };
         let value: Vec<u8> = (0..length).map(|_| random.next() as u8).collect();
-        let place = (generation, key.clone());
+        let place = (view, key.clone());
         match random.below(100) {
             0..30 => {
-                let fits = writer.insert(&key, &value);
+                let fits = writer.insert(view, &key, &value);
                 assert_eq!(fits, value.len() <= writer.value_bytes_max());
-                assert_eq!(read(&reader, &key), fits.then(|| value.clone()));
+                assert_eq!(read_in(&reader, view, &key), fits.then(|| value.clone()));
                 map.insert(place, value);
             }
             30..40 => {
-                let was_there = reader.contains(&key);
+                let was_there = reader.contains(view, &key);
                 let fits = value.len() <= writer.value_bytes_max();
-                assert_eq!(writer.update(&key, &value), was_there && fits);
-                assert_eq!(reader.contains(&key), was_there && fits);
+                assert_eq!(writer.update(view, &key, &value), was_there && fits);
+                assert_eq!(reader.contains(view, &key), was_there && fits);
                 map.insert(place, value);
             }
             40..45 => {
-                assert_eq!(writer.contains(&key), reader.contains(&key));
-                let was_there = reader.contains(&key);
-                assert_eq!(writer.invalidate(&key), was_there);
-                assert!(!reader.contains(&key) && !writer.contains(&key));
+                assert_eq!(writer.contains(view, &key), reader.contains(view, &key));
+                let was_there = reader.contains(view, &key);
+                assert_eq!(writer.invalidate(view, &key), was_there);
+                assert!(!reader.contains(view, &key) && !writer.contains(view, &key));
                 map.remove(&place);
             }
             45 if random.below(20) == 0 => {
@@ -123,19 +131,18 @@ fn check_against_map(seed: u64, bytes: usize, operations: usize) {
                 assert!(writer.is_empty());
             }
             46 => {
-                generation = random.below(3) as u32;
-                writer.set_generation(generation);
+                view = View(random.below(3) as u32);
             }
             _ => {
                 gets += 1;
-                if let Some(found) = read(&reader, &key) {
+                if let Some(found) = read_in(&reader, view, &key) {
                     assert_eq!(
                         Some(&found),
                         map.get(&place),
                         "a value that is not the last"
                     );
                     hits += 1;
-                    let hit = reader.get(&key, &mut []).unwrap();
+                    let hit = reader.get(view, &key, &mut []).unwrap();
                     assert!(writer.hit(hit.slot, hit.tag));
                     let mut named = Vec::new();
                     assert!(writer.key(hit.slot, hit.tag, &mut named));
@@ -198,21 +205,21 @@ impl Snapshot {
 #[test]
 fn what_is_hit_outlives_what_is_not() {
     let (mut writer, reader) = window(64 << 10);
-    writer.insert(b"kept", &[7; 200]);
-    writer.insert(b"left", &[7; 200]);
+    writer.insert(V, b"kept", &[7; 200]);
+    writer.insert(V, b"left", &[7; 200]);
     for number in 0..2000u32 {
-        let hit = reader.get(b"kept", &mut []).expect("kept by its hits");
+        let hit = reader.get(V, b"kept", &mut []).expect("kept by its hits");
         assert!(writer.hit(hit.slot, hit.tag));
-        writer.insert(format!("other/{number}").as_bytes(), &[1; 200]);
+        writer.insert(V, format!("other/{number}").as_bytes(), &[1; 200]);
         writer.check();
     }
     assert_eq!(read(&reader, b"kept"), Some(vec![7; 200]));
-    assert!(!reader.contains(b"left"));
+    assert!(!reader.contains(V, b"left"));
     // Hits of everything don't stop the log.
     for number in 0..2000u32 {
         let key = format!("hit/{number}");
-        assert!(writer.insert(key.as_bytes(), &[1; 200]));
-        let hit = reader.get(key.as_bytes(), &mut []).unwrap();
+        assert!(writer.insert(V, key.as_bytes(), &[1; 200]));
+        let hit = reader.get(V, key.as_bytes(), &mut []).unwrap();
         assert!(writer.hit(hit.slot, hit.tag));
         writer.check();
     }
@@ -226,11 +233,12 @@ fn windows_fill_up_with_small_and_large_values() {
             let many = bytes / (length + 64) * 2;
             for number in 0..many {
                 let key = format!("{length}/{number}");
-                assert!(writer.insert(key.as_bytes(), &vec![number as u8; length]));
-                assert!(reader.contains(key.as_bytes()));
+                assert!(writer.insert(V, key.as_bytes(), &vec![number as u8; length]));
+                assert!(reader.contains(V, key.as_bytes()));
             }
             writer.check();
-            let present = |number: &usize| reader.contains(format!("{length}/{number}").as_bytes());
+            let present =
+                |number: &usize| reader.contains(V, format!("{length}/{number}").as_bytes());
             let held = (0..many).filter(present).count();
             let room = (sets(bytes) * WAYS).min(bytes / (length + 64));
             assert!(held > room / 4, "{held} of {room} values of {length}");
@@ -241,16 +249,15 @@ fn windows_fill_up_with_small_and_large_values() {
 #[test]
 fn an_unused_window_costs_nothing_and_misses() {
     let (mut writer, reader) = window(64 << 10);
-    writer.set_generation(3);
-    assert!(!writer.update(b"key", b"value") && !writer.invalidate(b"key"));
+    assert!(!writer.update(V, b"key", b"value") && !writer.invalidate(V, b"key"));
     assert!(!writer.hit(0, 0) && !writer.key(0, 0, &mut Vec::new()));
     writer.clear();
     assert_eq!(writer.shadow_bytes(), 0);
-    assert_eq!(reader.generation(), Ok(None));
-    assert_eq!(reader.get(b"key", &mut []), None);
-    assert!(writer.insert(b"key", b"value"));
+    assert_eq!(reader.is_used(), Ok(false));
+    assert_eq!(reader.get(V, b"key", &mut []), None);
+    assert!(writer.insert(V, b"key", b"value"));
     assert!(writer.shadow_bytes() <= writer.bytes() / 12);
-    assert_eq!(reader.generation(), Ok(Some(3)));
+    assert_eq!(reader.is_used(), Ok(true));
     assert_eq!(read(&reader, b"key").unwrap(), b"value");
 }
 
@@ -258,10 +265,10 @@ fn an_unused_window_costs_nothing_and_misses() {
 fn a_short_buffer_takes_the_front_of_a_value() {
     let (mut writer, reader) = window(8 << 10);
     let value: Vec<u8> = (0..100).collect();
-    writer.insert(b"key", &value);
+    writer.insert(V, b"key", &value);
     for length in 0..110 {
         let mut out = vec![0xee; length];
-        assert_eq!(reader.get(b"key", &mut out).unwrap().value_bytes, 100);
+        assert_eq!(reader.get(V, b"key", &mut out).unwrap().value_bytes, 100);
         let front = length.min(100);
         assert_eq!(out[..front], value[..front]);
         assert!(out[front..].iter().all(|&byte| byte == 0xee));
@@ -272,13 +279,13 @@ fn a_short_buffer_takes_the_front_of_a_value() {
 fn keys_and_values_that_do_not_fit_leave_nothing_behind() {
     let (mut writer, reader) = window(8 << 10);
     let long = vec![0; writer.value_bytes_max() + 1];
-    assert!(writer.insert(b"key", b"old") && !writer.insert(b"key", &long));
-    assert!(!reader.contains(b"key"));
-    assert!(writer.insert(b"key", b"old") && !writer.update(b"key", &long));
-    assert!(!reader.contains(b"key"));
-    assert!(!writer.insert(&[0; 1025], b"value"));
-    assert!(!reader.contains(&[0; 1025]) && !reader.contains(&[0; 5000]));
-    assert!(writer.insert(&[0; 1024], b"value") && reader.contains(&[0; 1024]));
+    assert!(writer.insert(V, b"key", b"old") && !writer.insert(V, b"key", &long));
+    assert!(!reader.contains(V, b"key"));
+    assert!(writer.insert(V, b"key", b"old") && !writer.update(V, b"key", &long));
+    assert!(!reader.contains(V, b"key"));
+    assert!(!writer.insert(V, &[0; 1025], b"value"));
+    assert!(!reader.contains(V, &[0; 1025]) && !reader.contains(V, &[0; 5000]));
+    assert!(writer.insert(V, &[0; 1024], b"value") && reader.contains(V, &[0; 1024]));
 }
 
 #[test]
@@ -295,8 +302,8 @@ fn regions_that_are_no_window_are_refused() {
     let peer = SharedMemory::map(&fd, 8192, Access::ReadOnly).unwrap();
     let reader = WindowReader::open(peer).unwrap();
     let found = 0x0257_4c48;
-    assert_eq!(reader.generation(), Err(WindowError::Format { found }));
-    assert!(!reader.contains(b""));
+    assert_eq!(reader.is_used(), Err(WindowError::Format { found }));
+    assert!(!reader.contains(V, b""));
 }
 
 #[test]
@@ -315,14 +322,13 @@ fn hostile_bytes_end_in_a_miss_or_rubbish_but_never_in_a_panic() {
                     .store(random.next(), Ordering::Relaxed);
             }
         }
-        let generation = random.next() as u32;
-        let header = u64::from(window::MAGIC) | u64::from(generation) << 32;
-        memory.word(0).store(header, Ordering::Relaxed);
+        let view = View(random.next() as u32);
+        memory.half(0).store(window::MAGIC, Ordering::Relaxed);
         let key = key(random.below(100));
-        let hash = hash_key(&key);
+        let hash = in_view(hash_key(&key), view);
         for way in 0..WAYS {
             let at = way_at(set_of(hash, bytes) * WAYS + way);
-            let first = u64::from(tag_of(hash, generation)) << 32 | random.next() & 0xffff;
+            let first = u64::from(tag_of(hash)) << 32 | random.next() & 0xffff;
             let place = Place {
                 line: [random.below(130), random.below(1 << 20)][random.below(2)] as u32,
                 key_bytes: [key.len() as u32, random.below(4096) as u32][random.below(2)],
@@ -339,7 +345,7 @@ fn hostile_bytes_end_in_a_miss_or_rubbish_but_never_in_a_panic() {
             }
         }
         let mut out = vec![0; random.below(300)];
-        hits += usize::from(reader.get(&key, &mut out).is_some());
+        hits += usize::from(reader.get(V, &key, &mut out).is_some());
         if let Some(found) = read(&reader, &key) {
             assert!(found.len() <= bytes);
         }
@@ -392,7 +398,7 @@ fn no_reader_ever_sees_a_torn_or_older_value() {
                 let mut hits = 0;
                 while hits < hits_wanted {
                     let number = random.below(KEYS);
-                    if reader.get_into(&key(number), &mut found).is_none() {
+                    if reader.get_into(V, &key(number), &mut found).is_none() {
                         continue;
                     }
                     hits += 1;
@@ -414,17 +420,17 @@ fn no_reader_ever_sees_a_torn_or_older_value() {
             let length = 8 + random.below(600);
             tell_tale(number, version, length, &mut value);
             match random.below(16) {
-                0 => _ = writer.invalidate(&key(number)),
-                1..6 => _ = writer.update(&key(number), &value),
-                6 => _ = writer.hit(random.below(28) as u32, tag_of(hash_key(&key(number)), 0)),
-                _ => assert!(writer.insert(&key(number), &value)),
+                0 => _ = writer.invalidate(V, &key(number)),
+                1..6 => _ = writer.update(V, &key(number), &value),
+                6 => _ = writer.hit(random.below(28) as u32, tag_of(hash_key(&key(number)))),
+                _ => assert!(writer.insert(V, &key(number), &value)),
             }
             // Hits of a whole set now and then, so that extents are moved ahead.
             if random.below(4) == 0 {
                 let hash = hash_key(&key(number));
                 let first = set_of(hash, 8192) * WAYS;
                 for slot in first..first + WAYS {
-                    writer.hit(slot as u32, tag_of(hash, 0));
+                    writer.hit(slot as u32, tag_of(hash));
                 }
             }
             // Readers that share the core of a writer that never rests see few hits.
@@ -453,10 +459,10 @@ fn measure_hits() {
         let (mut writers, readers): (Vec<_>, Vec<_>) = windows.into_iter().unzip();
         for writer in &mut writers {
             keys.iter()
-                .for_each(|key| assert!(writer.insert(key, &[7; 256])));
+                .for_each(|key| assert!(writer.insert(V, key, &[7; 256])));
         }
         // All windows look alike; in small ones a set may have had five of the keys.
-        keys.retain(|key| writers[0].contains(key));
+        keys.retain(|key| writers[0].contains(V, key));
         let mut out = [0; 256];
         let mut samples = Vec::new();
         let mut sum = 0;
@@ -465,7 +471,7 @@ fn measure_hits() {
             for turn in 0..count {
                 let reader = &readers[turn];
                 let key = &keys[(round * 7 + turn) % keys.len()];
-                let hit = reader.get(key, &mut out).unwrap();
+                let hit = reader.get(V, key, &mut out).unwrap();
                 sum += hit.value_bytes as u64 + u64::from(out[255]);
             }
             samples.push(start.elapsed().as_nanos() as f64 / count as f64);

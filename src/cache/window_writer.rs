@@ -28,9 +28,9 @@ use std::sync::atomic::{Ordering, fence};
 
 use crate::cache::window::{
     self, INDEX_SHARE, LINE_BYTES, MAGIC, Place, VALUE_INLINE_BYTES_MAX, WAYS, WINDOW_BYTES_MAX,
-    WindowError, hash_key, last_word, padded,
+    WindowError, hash_key, in_view, last_word, padded, tag_of,
 };
-use crate::id::KEY_BYTES_MAX;
+use crate::id::{KEY_BYTES_MAX, View};
 use crate::shared::SharedMemory;
 
 /// Most lines that one fill copies to spare extents that were hit.
@@ -94,7 +94,6 @@ pub struct WindowWriter {
     memory: SharedMemory,
     /// Empty until the first fill.
     ways: Box<[Way]>,
-    generation: u32,
     /// The line after the newest extent, where the next one goes if there is room.
     head: u32,
     oldest: u16,
@@ -110,7 +109,6 @@ impl WindowWriter {
             head: data_line(memory.bytes()),
             memory,
             ways: Box::default(),
-            generation: 0,
             oldest: NONE,
             newest: NONE,
             live: 0,
@@ -135,7 +133,7 @@ impl WindowWriter {
         VALUE_INLINE_BYTES_MAX.min(self.bytes() / 8)
     }
 
-    /// Values in the window, of all generations.
+    /// Values in the window, of all views.
     #[must_use]
     pub fn len(&self) -> usize {
         usize::from(self.live)
@@ -147,21 +145,11 @@ impl WindowWriter {
         self.live == 0
     }
 
-    /// Makes every value of another generation invisible, and those of this one visible again.
-    /// For a switch of branches: the caller names each branch by its own number, and invalidates
-    /// a key in the generation where it changes. One store.
-    pub fn set_generation(&mut self, generation: u32) {
-        self.generation = generation;
-        if !self.ways.is_empty() {
-            self.store_header();
-        }
-    }
-
-    /// Puts the value of `key` into the window, in place of an older one. False where key or
+    /// Puts the value of `key` in a view into the window, in place of an older one. False where key or
     /// value are too long: then the window has no value of `key`.
     #[inline]
-    pub fn insert(&mut self, key: &[u8], value: &[u8]) -> bool {
-        let hash = hash_key(key);
+    pub fn insert(&mut self, view: View, key: &[u8], value: &[u8]) -> bool {
+        let hash = in_view(hash_key(key), view);
         if key.len() > KEY_BYTES_MAX || value.len() > self.value_bytes_max() {
             self.invalidate_hash(hash);
             return false;
@@ -170,15 +158,15 @@ impl WindowWriter {
             self.start();
         }
         let slot = self.find(hash).unwrap_or_else(|| self.choose(hash));
-        self.fill(slot, self.tag_of(hash), key, value);
+        self.fill(slot, tag_of(hash), key, value);
         true
     }
 
     /// As [`Self::insert`], but only if the window has a value of `key`; whether it has the new
     /// one now. After this, no reader sees the old one.
     #[inline]
-    pub fn update(&mut self, key: &[u8], value: &[u8]) -> bool {
-        let hash = hash_key(key);
+    pub fn update(&mut self, view: View, key: &[u8], value: &[u8]) -> bool {
+        let hash = in_view(hash_key(key), view);
         let Some(slot) = self.find(hash) else {
             return false;
         };
@@ -186,21 +174,21 @@ impl WindowWriter {
             self.drop_way(slot);
             return false;
         }
-        self.fill(slot, self.tag_of(hash), key, value);
+        self.fill(slot, tag_of(hash), key, value);
         true
     }
 
     /// Takes `key` out of the window; whether it was there. Two keys whose hashes agree count as
     /// one here: at worst a value leaves that could have stayed.
     #[inline]
-    pub fn invalidate(&mut self, key: &[u8]) -> bool {
-        self.invalidate_hash(hash_key(key))
+    pub fn invalidate(&mut self, view: View, key: &[u8]) -> bool {
+        self.invalidate_hash(in_view(hash_key(key), view))
     }
 
     /// Whether the window has a value of `key`, or of one whose hash agrees.
     #[must_use]
-    pub fn contains(&self, key: &[u8]) -> bool {
-        self.find(hash_key(key)).is_some()
+    pub fn contains(&self, view: View, key: &[u8]) -> bool {
+        self.find(in_view(hash_key(key), view)).is_some()
     }
 
     /// Takes everything out of the window. Cost: a store per value.
@@ -237,30 +225,20 @@ impl WindowWriter {
         }
     }
 
-    fn tag_of(&self, hash: u64) -> u32 {
-        window::tag_of(hash, self.generation)
-    }
-
     /// The first fill: from here on the window costs memory.
     #[cold]
     fn start(&mut self) {
         self.ways = vec![Way::EMPTY; window::sets(self.bytes()) * WAYS].into_boxed_slice();
         let bytes = self.bytes() as u64;
         self.memory.word(8).store(bytes, Ordering::Relaxed);
-        self.store_header();
-    }
-
-    fn store_header(&self) {
-        let header = u64::from(MAGIC) | u64::from(self.generation) << 32;
-        // Release: partner of the acquire load in `WindowReader::attempt`; who sees the new
-        // generation sees all that was filled and dropped before it.
-        self.memory.word(0).store(header, Ordering::Release);
+        // What a reader finds behind it is checked by its sequence, not by this.
+        self.memory.half(0).store(MAGIC, Ordering::Relaxed);
     }
 
     /// The slot that holds a key of this hash.
     #[inline]
     fn find(&self, hash: u64) -> Option<usize> {
-        let tag = self.tag_of(hash);
+        let tag = tag_of(hash);
         let first = window::set_of(hash, self.bytes()) * WAYS;
         let set = self.ways.get(first..first + WAYS)?;
         let way = set.iter().position(|way| way.is_live() && way.tag == tag)?;

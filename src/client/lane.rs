@@ -104,7 +104,8 @@ impl Lane {
     /// The value of `key` if the window holds it: never asks the shard.
     #[inline]
     pub fn get_window(&mut self, key: &[u8], out: &mut Vec<u8>) -> Option<Found> {
-        let hit = self.window.as_ref()?.get_into(key, out)?;
+        let window = self.window.as_ref()?;
+        let hit = window.get_into(self.ring.view(), key, out)?;
         if !self.is_attended() {
             return None;
         }

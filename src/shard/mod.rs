@@ -618,8 +618,9 @@ impl<D: Disk> Shard<D> {
             value.clear();
             self.store
                 .piece(object, 0, bytes, |chunk| value.extend_from_slice(chunk));
-            if let Some(window) = &mut self.store.tables.agent_mut(agent).window {
-                window.insert(key, &value);
+            let agent = self.store.tables.agent_mut(agent);
+            if let Some(window) = &mut agent.window {
+                window.insert(agent.view, key, &value);
             }
         }
         self.fills = fills;

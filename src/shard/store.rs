@@ -524,9 +524,7 @@ impl<D: Disk> Store<D> {
             } => {
                 let key = &self.undo_keys[from as usize..to as usize];
                 // A volatile write was acknowledged, and may have entered the window.
-                if let Some(window) = &mut self.tables.agent_mut(agent).window {
-                    window.invalidate(key);
-                }
+                self.tables.agent_mut(agent).invalidate(key);
                 let written = match before {
                     Some(before) => {
                         self.tables.objects.unpin(ObjectNo(before.object));
@@ -555,9 +553,7 @@ impl<D: Disk> Store<D> {
 
     /// Drops the old value from the window and keeps what it takes to undo the change.
     fn remember(&mut self, agent: AgentNo, key: &[u8], before: Option<Value>) {
-        if let Some(window) = &mut self.tables.agent_mut(agent).window {
-            window.invalidate(key);
-        }
+        self.tables.agent_mut(agent).invalidate(key);
         if let Some(before) = before {
             self.tables.objects.pin(ObjectNo(before.object));
         }

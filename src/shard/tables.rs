@@ -10,7 +10,7 @@
 use std::collections::HashMap;
 
 use crate::cache::WindowWriter;
-use crate::id::{AgentNo, ObjectId, SegmentNo};
+use crate::id::{AgentNo, ObjectId, SegmentNo, View};
 use crate::segment::index::{ObjectIndex, ObjectNo};
 use crate::segment::{Head, ListPayload, Location, RecoveredRecord, ValueKind};
 use crate::state::{Value, WorkingSet};
@@ -24,10 +24,21 @@ pub struct Agent {
     pub public: bool,
     /// Its keys.
     pub keys: WorkingSet,
+    /// The view of its state in its window.
+    pub view: View,
     /// Its L1 window, while a lane is attached.
     pub window: Option<WindowWriter>,
     /// Lanes attached.
     pub lanes: u32,
+}
+
+impl Agent {
+    /// Takes the value of a key out of the window: what it names changes.
+    pub fn invalidate(&mut self, key: &[u8]) {
+        if let Some(window) = &mut self.window {
+            window.invalidate(self.view, key);
+        }
+    }
 }
 
 /// A log that contradicts itself: intact records in an impossible order.
@@ -106,6 +117,7 @@ impl Tables {
             name: name.into(),
             public,
             keys: WorkingSet::default(),
+            view: View::default(),
             window: None,
             lanes: 0,
         };

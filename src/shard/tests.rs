@@ -14,7 +14,7 @@ use crate::agent::client_lane::ClientLane;
 use crate::agent::layout::{LaneSizes, PART_BYTES_MAX};
 use crate::agent::server_lane::ServerLane;
 use crate::cache::L2;
-use crate::id::{LaneNo, SessionNo};
+use crate::id::{LaneNo, SessionNo, View};
 use crate::mesh::mesh;
 use crate::segment::memory::{FailedWrite, MemoryDisk, Random};
 use crate::segment::{DiskError, Log, LogConfig, LogId, recover};
@@ -466,7 +466,7 @@ fn a_volatile_write_taken_back_leaves_no_trace_in_the_window() {
             .window
             .as_ref()
             .unwrap()
-            .contains(b"a")
+            .contains(View(0), b"a")
     };
     assert!(in_window(&world));
     world.disk().faults.write = Some(FailedWrite {
