@@ -137,7 +137,9 @@ impl<D: Disk> Shard<D> {
         let mut completion = Completion::new(entry.user_data, Status::Ok);
         let (tables, agent) = (&mut self.store.tables, lane.agent);
         let keys = &mut tables.agents[agent.0 as usize].keys;
-        for (no, (key, value)) in keys.scan(&scratch.key, &scratch.value).enumerate() {
+        let found = keys.scan(&scratch.key, &scratch.value);
+        let found = found.filter_map(|(key, held)| Some((key, held.value?)));
+        for (no, (key, value)) in found.enumerate() {
             let needed = (packed::SCAN_HEAD_BYTES + key.len()) as u32;
             let full = completion.reply_bytes + needed > entry.reply.len;
             if no >= limit || full {

@@ -21,8 +21,8 @@ use crate::segment::{
     Disk, DiskError, HEAD_BYTES_MAX, IoReply, ListPayload, Location, Log, LogError, LogEvent,
     NotReady, PART_BYTES_MAX, Read, Record, Sequence, ValueKind,
 };
-use crate::shard::tables::{Freed, Tables};
-use crate::state::Value;
+use crate::shard::tables::{Freed, Tables, named};
+use crate::state::{Held, Value};
 
 /// Share of a segment that only deletes may use while no further segment can be made, as a divisor.
 const DELETE_RESERVE_SHARE: usize = 16;
@@ -84,11 +84,11 @@ pub enum Flushed {
 /// How to take a write back.
 #[derive(Debug)]
 enum Undo {
-    /// The key named `before`, whose reference is still held here.
+    /// This was known of the key; the reference to what it named is still held here.
     Key {
         agent: AgentNo,
         key: (u32, u32),
-        before: Option<Value>,
+        before: Option<Held>,
     },
     /// An agent was added.
     Agent,
@@ -144,7 +144,7 @@ impl<D: Disk> Store<D> {
     /// What a key names.
     #[inline]
     pub fn value(&self, agent: AgentNo, key: &[u8]) -> Option<Value> {
-        self.tables.agent(agent).keys.get(key)
+        named(self.tables.agent(agent).keys.get(key))
     }
 
     /// The id of what a key names.
@@ -393,7 +393,7 @@ impl<D: Disk> Store<D> {
         }
         let record = Record::Delete { agent, key };
         let appended = self.log.append(&record).map_err(refused)?;
-        let before = self.tables.remove_key(agent, key);
+        let before = self.tables.set_key(agent, key, None);
         self.remember(agent, key, before);
         Ok(Some(appended.sequence))
     }
@@ -439,10 +439,7 @@ impl<D: Disk> Store<D> {
     #[cfg(test)]
     pub fn undo_objects(&self) -> impl Iterator<Item = u32> {
         self.undo.iter().filter_map(|change| match change {
-            Undo::Key {
-                before: Some(before),
-                ..
-            } => Some(before.object),
+            Undo::Key { before, .. } => named(*before).map(|before| before.object),
             _ => None,
         })
     }
@@ -473,10 +470,8 @@ impl<D: Disk> Store<D> {
         match &outcome {
             Ok(()) => {
                 for change in undo.drain(..) {
-                    if let Undo::Key {
-                        before: Some(before),
-                        ..
-                    } = change
+                    if let Undo::Key { before, .. } = change
+                        && let Some(before) = named(before)
                     {
                         self.tables.objects.unpin(ObjectNo(before.object));
                         self.tables
@@ -525,14 +520,10 @@ impl<D: Disk> Store<D> {
                 let key = &self.undo_keys[from as usize..to as usize];
                 // A volatile write was acknowledged, and may have entered the window.
                 self.tables.agent_mut(agent).invalidate(key);
-                let written = match before {
-                    Some(before) => {
-                        self.tables.objects.unpin(ObjectNo(before.object));
-                        self.tables.set_key(agent, key, before)
-                    }
-                    None => self.tables.remove_key(agent, key),
-                };
-                if let Some(written) = written {
+                if let Some(before) = named(before) {
+                    self.tables.objects.unpin(ObjectNo(before.object));
+                }
+                if let Some(written) = named(self.tables.put_back(agent, key, before)) {
                     self.tables
                         .release(ObjectNo(written.object), &mut self.freed);
                 }
@@ -543,7 +534,7 @@ impl<D: Disk> Store<D> {
     }
 
     fn name(&mut self, agent: AgentNo, key: &[u8], value: Value) {
-        let before = self.tables.set_key(agent, key, value);
+        let before = self.tables.set_key(agent, key, Some(value));
         if before.is_none() {
             // Measured exactly now and then; until then a flood of new keys must not go unseen.
             self.index_bytes += KEY_INDEX_BYTES + key.len() as u64;
@@ -552,9 +543,9 @@ impl<D: Disk> Store<D> {
     }
 
     /// Drops the old value from the window and keeps what it takes to undo the change.
-    fn remember(&mut self, agent: AgentNo, key: &[u8], before: Option<Value>) {
+    fn remember(&mut self, agent: AgentNo, key: &[u8], before: Option<Held>) {
         self.tables.agent_mut(agent).invalidate(key);
-        if let Some(before) = before {
+        if let Some(before) = named(before) {
             self.tables.objects.pin(ObjectNo(before.object));
         }
         let from = self.undo_keys.len() as u32;

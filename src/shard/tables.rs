@@ -13,7 +13,7 @@ use crate::cache::WindowWriter;
 use crate::id::{AgentNo, ObjectId, SegmentNo, View};
 use crate::segment::index::{ObjectIndex, ObjectNo};
 use crate::segment::{Head, ListPayload, Location, RecoveredRecord, ValueKind};
-use crate::state::{Value, WorkingSet};
+use crate::state::{Held, Value, WorkingSet};
 
 /// One agent.
 #[derive(Debug)]
@@ -30,6 +30,11 @@ pub struct Agent {
     pub window: Option<WindowWriter>,
     /// Lanes attached.
     pub lanes: u32,
+}
+
+/// What a key named, if anything was known of it.
+pub fn named(held: Option<Held>) -> Option<Value> {
+    held.and_then(|held| held.value)
 }
 
 impl Agent {
@@ -143,19 +148,30 @@ impl Tables {
         self.lists.insert(list.0, parts);
     }
 
-    /// Lets a key name an object, of which it takes over one reference; what it named before, with
-    /// the reference.
-    pub fn set_key(&mut self, agent: AgentNo, key: &[u8], value: Value) -> Option<Value> {
-        let before = self.agent_mut(agent).keys.put(key, value);
-        self.keys += u64::from(before.is_none());
+    /// Lets a key name an object, of which it takes over one reference, or nothing; what was known of
+    /// it before, with the reference to what it named.
+    pub fn set_key(&mut self, agent: AgentNo, key: &[u8], value: Option<Value>) -> Option<Held> {
+        let keys = &mut self.agent_mut(agent).keys;
+        let before = match value {
+            Some(value) => keys.put(key, value),
+            // No tree lies below that would have to be told that the key is gone.
+            None => keys.put_back(key, None),
+        };
+        self.count_keys(before, value.is_some());
         before
     }
 
-    /// Removes a key; what it named, with the reference.
-    pub fn remove_key(&mut self, agent: AgentNo, key: &[u8]) -> Option<Value> {
-        let before = self.agent_mut(agent).keys.remove(key);
-        self.keys -= u64::from(before.is_some());
-        before
+    /// Takes a change of a key back: what was known of it comes back with its reference, and what it
+    /// named meanwhile is returned with that one.
+    pub fn put_back(&mut self, agent: AgentNo, key: &[u8], before: Option<Held>) -> Option<Held> {
+        let after = self.agent_mut(agent).keys.put_back(key, before);
+        self.count_keys(after, named(before).is_some());
+        after
+    }
+
+    fn count_keys(&mut self, before: Option<Held>, there: bool) {
+        let was_there = named(before).is_some();
+        self.keys = self.keys + u64::from(there) - u64::from(was_there);
     }
 
     /// Gives back one reference; whatever went with it is added to `freed`.
@@ -223,12 +239,12 @@ impl Tables {
                     object: object.0,
                     bytes: value_bytes,
                 };
-                let before = self.set_key(agent, key, value);
+                let before = self.set_key(agent, key, Some(value));
                 self.drop_value(before);
             }
             Head::Delete { agent, key } => {
                 self.known(sequence, agent)?;
-                let before = self.remove_key(agent, key);
+                let before = self.set_key(agent, key, None);
                 self.drop_value(before);
             }
         }
@@ -276,8 +292,8 @@ impl Tables {
         }
     }
 
-    fn drop_value(&mut self, value: Option<Value>) {
-        if let Some(value) = value {
+    fn drop_value(&mut self, held: Option<Held>) {
+        if let Some(value) = named(held) {
             self.bury(ObjectNo(value.object));
         }
     }

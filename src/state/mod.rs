@@ -5,4 +5,4 @@
 
 pub mod working_set;
 
-pub use working_set::{Value, WorkingSet};
+pub use working_set::{Held, Retired, Value, WorkingSet};

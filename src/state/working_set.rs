@@ -1,21 +1,27 @@
-//! The working set of one agent: its keys, and which object each of them names.
+//! The working set of one branch: what changed since its base tree, and what was lately read of it.
 //!
-//! Floor 1. Point lookups go through a hash table; the ordered view that scans need is built at an
-//! agent's first scan and kept from then on, so that agents that never scan don't pay for it.
+//! Floor 1. Over a tree that holds all that a checkpoint holds lies this table of single keys: each
+//! names an object, or says that the key is gone. What is in neither is absent. Keys that agree with
+//! the tree are kept only because the next read is then one lookup; whoever needs memory may drop them.
+//!
+//! Point lookups go through a hash table; the ordered view that scans need is built at the first scan
+//! and kept from then on, so that who never scans doesn't pay for it.
 //!
 //! Cost: a lookup touches a control line, an entry and the key (3 cache lines) and hashes the key
 //! with SipHash, keyed at random: an agent can't choose keys that collide and stall its shard. An
 //! overwrite allocates nothing; a new key allocates its bytes once, twice where the agent scans.
+//! A change of a key that was unchanged pushes 8 bytes.
 //!
 //! Invariants
 //! - `ordered`, where it exists, holds exactly the keys of `table`.
+//! - the hash of each changed entry is in `changed`, at least once.
 
 use std::collections::BTreeSet;
 use std::hash::{BuildHasher, RandomState};
 use std::ops::Bound;
 
 use hashbrown::HashTable;
-use hashbrown::hash_table::Entry as TableEntry;
+use hashbrown::hash_table::{Entry as TableEntry, IntoIter};
 
 /// What a key names.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -26,33 +32,112 @@ pub struct Value {
     pub bytes: u64,
 }
 
+/// What the working set knows of a key.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Held {
+    /// What the key names; `None`: it was deleted since the base tree.
+    pub value: Option<Value>,
+    /// Whether it was written or deleted since; else it is what the base tree says.
+    pub changed: bool,
+}
+
 #[derive(Debug)]
 struct Entry {
     key: Box<[u8]>,
-    value: Value,
+    bytes: u64,
+    object: u32,
+    gone: bool,
+    changed: bool,
 }
 
-/// The keys of one agent.
+impl Entry {
+    fn held(&self) -> Held {
+        let value = Value {
+            object: self.object,
+            bytes: self.bytes,
+        };
+        Held {
+            value: (!self.gone).then_some(value),
+            changed: self.changed,
+        }
+    }
+
+    fn set(&mut self, held: Held) {
+        let value = held.value.unwrap_or(Value {
+            object: 0,
+            bytes: 0,
+        });
+        (self.object, self.bytes) = (value.object, value.bytes);
+        (self.gone, self.changed) = (held.value.is_none(), held.changed);
+    }
+}
+
+const _: () = assert!(size_of::<Entry>() == 32);
+
+/// The changes of one branch, and what was read of its base.
 #[derive(Debug, Default)]
 pub struct WorkingSet {
     table: HashTable<Entry>,
     ordered: Option<BTreeSet<Box<[u8]>>>,
     hasher: RandomState,
     key_bytes: usize,
+    /// Hashes of the keys that changed, in the order in which they did.
+    changed: Vec<u64>,
+    changes: usize,
 }
 
 impl WorkingSet {
-    /// What the key names.
+    /// What is known of the key; `None`: ask the base tree.
     #[must_use]
-    pub fn get(&self, key: &[u8]) -> Option<Value> {
+    #[inline]
+    pub fn get(&self, key: &[u8]) -> Option<Held> {
         let hash = self.hasher.hash_one(key);
         self.table
             .find(hash, |entry| *entry.key == *key)
-            .map(|entry| entry.value)
+            .map(Entry::held)
     }
 
-    /// Lets the key name `value`; what it named before.
-    pub fn put(&mut self, key: &[u8], value: Value) -> Option<Value> {
+    /// Lets the key name `value` from now on; what was known of it.
+    pub fn put(&mut self, key: &[u8], value: Value) -> Option<Held> {
+        let held = Held {
+            value: Some(value),
+            changed: true,
+        };
+        self.set(key, held)
+    }
+
+    /// Takes the key out of the branch; what was known of it.
+    pub fn remove(&mut self, key: &[u8]) -> Option<Held> {
+        let held = Held {
+            value: None,
+            changed: true,
+        };
+        self.set(key, held)
+    }
+
+    /// Keeps what the base tree says of a key, if nothing is known of it; whether it was kept.
+    pub fn learn(&mut self, key: &[u8], value: Value) -> bool {
+        if self.get(key).is_some() {
+            return false;
+        }
+        let held = Held {
+            value: Some(value),
+            changed: false,
+        };
+        self.set(key, held);
+        true
+    }
+
+    /// Makes an entry what it was: `before` as [`WorkingSet::put`] and the like returned it. What was
+    /// known of the key in between.
+    pub fn put_back(&mut self, key: &[u8], before: Option<Held>) -> Option<Held> {
+        match before {
+            Some(held) => self.set(key, held),
+            None => self.forget(key),
+        }
+    }
+
+    fn set(&mut self, key: &[u8], held: Held) -> Option<Held> {
         let hash = self.hasher.hash_one(key);
         let hasher = &self.hasher;
         let found = self.table.entry(
@@ -60,26 +145,35 @@ impl WorkingSet {
             |entry| *entry.key == *key,
             |entry| hasher.hash_one(&*entry.key),
         );
-        match found {
+        let before = match found {
             TableEntry::Occupied(mut entry) => {
-                Some(std::mem::replace(&mut entry.get_mut().value, value))
+                let before = entry.get().held();
+                entry.get_mut().set(held);
+                Some(before)
             }
             TableEntry::Vacant(place) => {
-                place.insert(Entry {
+                let mut entry = Entry {
                     key: key.into(),
-                    value,
-                });
+                    bytes: 0,
+                    object: 0,
+                    gone: false,
+                    changed: false,
+                };
+                entry.set(held);
+                place.insert(entry);
                 self.key_bytes += key.len();
                 if let Some(ordered) = &mut self.ordered {
                     ordered.insert(key.into());
                 }
                 None
             }
-        }
+        };
+        self.count(hash, before, Some(held));
+        before
     }
 
-    /// Removes the key; what it named.
-    pub fn remove(&mut self, key: &[u8]) -> Option<Value> {
+    /// Drops an entry; what was known of the key.
+    fn forget(&mut self, key: &[u8]) -> Option<Held> {
         let hash = self.hasher.hash_one(key);
         let entry = self
             .table
@@ -90,16 +184,96 @@ impl WorkingSet {
         if let Some(ordered) = &mut self.ordered {
             ordered.remove(key);
         }
-        Some(removed.value)
+        let before = Some(removed.held());
+        self.count(hash, before, None);
+        before
     }
 
-    /// The keys that begin with `prefix` and come after `after` (all of them where it is empty),
-    /// in order of their bytes. The first call sorts the agent's keys.
+    fn count(&mut self, hash: u64, before: Option<Held>, after: Option<Held>) {
+        let changed = |held: Option<Held>| held.is_some_and(|held| held.changed);
+        match (changed(before), changed(after)) {
+            (false, true) => {
+                self.changes += 1;
+                self.changed.push(hash);
+            }
+            (true, false) => {
+                self.changes -= 1;
+                if self.changes == 0 {
+                    self.changed.clear();
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Keys that were written or deleted since the base tree.
+    #[must_use]
+    pub fn changes(&self) -> usize {
+        self.changes
+    }
+
+    /// Fills `places` with the changed entries in the order of their keys; [`WorkingSet::at`] reads
+    /// them. They are good until the next call that changes anything.
+    pub fn sort_changes(&mut self, places: &mut Vec<u32>) {
+        places.clear();
+        for &hash in &self.changed {
+            for place in self.table.iter_hash_buckets(hash) {
+                if self
+                    .table
+                    .get_bucket(place)
+                    .is_some_and(|entry| entry.changed)
+                {
+                    places.push(place as u32);
+                }
+            }
+        }
+        // A key that changed, was taken back and changed again has its hash here twice.
+        let table = &self.table;
+        let key = |place: &u32| table.get_bucket(*place as usize).map(|entry| &*entry.key);
+        places.sort_unstable_by_key(|place| key(place));
+        places.dedup();
+        debug_assert_eq!(places.len(), self.changes);
+    }
+
+    /// The key and what is known of it, at a place that [`WorkingSet::sort_changes`] gave.
+    ///
+    /// # Panics
+    /// Where the place is of another time.
+    #[must_use]
+    pub fn at(&self, place: u32) -> (&[u8], Held) {
+        let entry = self.table.get_bucket(place as usize);
+        let entry = entry.expect("a place given since the last change");
+        (&entry.key, entry.held())
+    }
+
+    /// The base tree holds all changes now: nothing counts as changed, and what was deleted is
+    /// forgotten. `places` are all of them, sorted.
+    pub fn settle(&mut self, places: &[u32]) {
+        debug_assert_eq!(places.len(), self.changes);
+        for &place in places {
+            let Ok(mut entry) = self.table.get_bucket_entry(place as usize) else {
+                continue;
+            };
+            entry.get_mut().changed = false;
+            if entry.get().gone {
+                let (removed, _) = entry.remove();
+                self.key_bytes -= removed.key.len();
+                if let Some(ordered) = &mut self.ordered {
+                    ordered.remove(&removed.key);
+                }
+            }
+        }
+        self.changed.clear();
+        self.changes = 0;
+    }
+
+    /// What is known of the keys that begin with `prefix` and come after `after` (all of them where
+    /// it is empty), in order of their bytes. The first call sorts all keys.
     pub fn scan<'a>(
         &'a mut self,
         prefix: &'a [u8],
         after: &[u8],
-    ) -> impl Iterator<Item = (&'a [u8], Value)> {
+    ) -> impl Iterator<Item = (&'a [u8], Held)> {
         let table = &self.table;
         let hasher = &self.hasher;
         let ordered = self
@@ -116,25 +290,29 @@ impl WorkingSet {
             .map(move |key| {
                 let hash = hasher.hash_one(&**key);
                 let entry = table.find(hash, |entry| entry.key == *key);
-                (
-                    &**key,
-                    entry.expect("ordered holds the keys of table").value,
-                )
+                let entry = entry.expect("ordered holds the keys of table");
+                (&**key, entry.held())
             })
     }
 
-    /// What all keys name, in no order.
+    /// What all entries name, in no order.
     pub fn values(&self) -> impl Iterator<Item = Value> {
-        self.table.iter().map(|entry| entry.value)
+        self.table.iter().filter_map(|entry| entry.held().value)
     }
 
-    /// Keys held.
+    /// Gives the set up: what its entries named, one at a time, so that a large one can go bit by bit.
+    #[must_use]
+    pub fn retire(self) -> Retired {
+        Retired(self.table.into_iter())
+    }
+
+    /// Entries held.
     #[must_use]
     pub fn len(&self) -> usize {
         self.table.len()
     }
 
-    /// Whether no key is held.
+    /// Whether no entry is held.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.table.is_empty()
@@ -147,7 +325,19 @@ impl WorkingSet {
         const ALLOCATION: usize = 16;
         let keys = self.key_bytes + self.len() * ALLOCATION;
         let ordered = self.ordered.as_ref().map_or(0, |set| keys + set.len() * 24);
-        self.table.allocation_size() + keys + ordered
+        self.table.allocation_size() + keys + ordered + self.changed.capacity() * 8
+    }
+}
+
+/// A set that was given up.
+#[derive(Debug)]
+pub struct Retired(IntoIter<Entry>);
+
+impl Iterator for Retired {
+    type Item = Value;
+
+    fn next(&mut self) -> Option<Value> {
+        self.0.find_map(|entry| entry.held().value)
     }
 }
 
@@ -156,17 +346,50 @@ mod tests {
     use super::*;
     use std::collections::BTreeMap;
 
+    /// Against sorted maps: what is known of each key, and what the base tree would say.
     fn check(operations: &[(u8, Vec<u8>)]) {
         let mut set = WorkingSet::default();
-        let mut model = BTreeMap::new();
+        let mut model = BTreeMap::<Vec<u8>, Held>::new();
+        let mut places = Vec::new();
         for (no, (kind, key)) in operations.iter().enumerate() {
             let value = Value {
                 object: no as u32,
                 bytes: key.len() as u64,
             };
-            match kind % 4 {
-                0 | 1 => assert_eq!(set.put(key, value), model.insert(key.clone(), value)),
-                2 => assert_eq!(set.remove(key), model.remove(key)),
+            let held = |value, changed| Held { value, changed };
+            match kind % 8 {
+                0 | 1 => {
+                    let now = held(Some(value), true);
+                    assert_eq!(set.put(key, value), model.insert(key.clone(), now));
+                }
+                2 => {
+                    let now = held(None, true);
+                    assert_eq!(set.remove(key), model.insert(key.clone(), now));
+                }
+                3 => {
+                    let kept = !model.contains_key(key);
+                    model.entry(key.clone()).or_insert(held(Some(value), false));
+                    assert_eq!(set.learn(key, value), kept);
+                }
+                4 => {
+                    let before = set.put(key, value);
+                    assert_eq!(set.put_back(key, before).unwrap().value, Some(value));
+                }
+                5 => {
+                    set.sort_changes(&mut places);
+                    let found: Vec<_> = places.iter().map(|&place| set.at(place)).collect();
+                    let wanted: Vec<_> = model
+                        .iter()
+                        .filter(|(_, held)| held.changed)
+                        .map(|(key, held)| (&**key, *held))
+                        .collect();
+                    assert_eq!(found, wanted);
+                    if key.len() > 2 {
+                        set.settle(&places);
+                        model.retain(|_, held| held.value.is_some());
+                        model.values_mut().for_each(|held| held.changed = false);
+                    }
+                }
                 _ => {
                     let prefix = &key[..key.len() / 2];
                     let found: Vec<_> = set
@@ -183,14 +406,18 @@ mod tests {
             }
             assert_eq!(set.get(key), model.get(key).copied());
             assert_eq!(set.len(), model.len());
+            let changes = model.values().filter(|held| held.changed).count();
+            assert_eq!(set.changes(), changes);
         }
+        let named = model.values().filter(|held| held.value.is_some()).count();
+        assert_eq!(set.retire().count(), named);
     }
 
     proptest::proptest! {
         #[test]
-        fn agrees_with_a_sorted_map(
+        fn agrees_with_sorted_maps(
             operations in proptest::collection::vec(
-                (0u8..4, proptest::collection::vec(0u8..4, 0..6)), 0..200)
+                (0u8..8, proptest::collection::vec(0u8..4, 0..6)), 0..200)
         ) {
             check(&operations);
         }
