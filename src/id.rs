@@ -22,6 +22,8 @@ pub const OBJECT_ID_BYTES: usize = 32;
 
 /// Separates the ids of lists from those of blobs; any constant serves, this one is readable.
 const LIST_KEY: &[u8; 32] = b"helios: id of a list of parts v1";
+/// The same for checkpoints.
+const CHECKPOINT_KEY: &[u8; 32] = b"helios: id of one checkpoint, v1";
 
 /// The name of immutable bytes: the BLAKE3 hash of them, 32 bytes.
 ///
@@ -46,6 +48,12 @@ impl ObjectId {
     #[must_use]
     pub fn of_list(bytes: &[u8]) -> Self {
         Self(*blake3::keyed_hash(LIST_KEY, bytes).as_bytes())
+    }
+
+    /// The id of a checkpoint: BLAKE3 keyed with the constant `helios: id of one checkpoint, v1`.
+    #[must_use]
+    pub fn of_checkpoint(bytes: &[u8]) -> Self {
+        Self(*blake3::keyed_hash(CHECKPOINT_KEY, bytes).as_bytes())
     }
 
     /// An id read from a record or a message. Any 32 bytes are an id of something.
