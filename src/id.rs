@@ -128,6 +128,8 @@ number!(/// A shard: its place in the data directory and in the mesh.
     ShardNo(u16));
 number!(/// An agent within its shard, given at creation, stored in records, never reused.
     AgentNo(u32));
+number!(/// A branch or a fork within its agent; of branches never reused, stored in records.
+    BranchNo(u32));
 number!(/// A segment file within its shard, counted from 1 in the order of the log.
     SegmentNo(u32));
 number!(/// An attached process, for the life of one runtime; never reused.

@@ -42,6 +42,7 @@ const DEPENDENCY_ROOMS: [(&str, &[&str]); 19] = [
     ("hwlocality", &["topology"]),
     ("indicatif", &["cli"]),
     ("memmap2", &["cache", "shared"]),
+    ("postcard", &["agent"]),
     ("ringbuf", &["io", "mesh"]),
     ("serde_json", &["cli"]),
     ("toml", &["config"]),

@@ -11,7 +11,7 @@
 use crate::agent::layout::{COMPARE_BYTES, ENTRY_WORDS, LaneSizes, PART_BYTES_MAX};
 use crate::agent::malformed::Malformed;
 use crate::config::Durability;
-use crate::id::{AGENT_NAME_BYTES_MAX, KEY_BYTES_MAX, ObjectId};
+use crate::id::{AGENT_NAME_BYTES_MAX, BranchNo, KEY_BYTES_MAX, ObjectId};
 
 /// What a client asks of the shard; the byte on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -41,11 +41,13 @@ pub enum Op {
     Stats = 10,
     /// Like `Get`, from the public agent whose name is in the value extent.
     GetFrom = 11,
+    /// A [`crate::agent::call::Call`] in the value extent; its answer goes to the reply extent.
+    Call = 12,
 }
 
 impl Op {
     /// All operations, in the order of their bytes.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Get,
         Self::Put,
         Self::PutPart,
@@ -57,6 +59,7 @@ impl Op {
         Self::Sync,
         Self::Stats,
         Self::GetFrom,
+        Self::Call,
     ];
 
     fn from_byte(byte: u8) -> Option<Self> {
@@ -73,12 +76,14 @@ impl Op {
             arg1: false,
             writes: false,
             compares: false,
+            branch: false,
         };
         match self {
             Self::Get => Shape {
                 key: KEY,
                 reply: true,
                 arg0: true,
+                branch: true,
                 ..NONE
             },
             Self::Put => Shape {
@@ -86,6 +91,7 @@ impl Op {
                 value: (0, PART_BYTES_MAX),
                 writes: true,
                 compares: true,
+                branch: true,
                 ..NONE
             },
             Self::PutPart => Shape {
@@ -95,31 +101,40 @@ impl Op {
                 arg1: true,
                 writes: true,
                 compares: true,
+                branch: true,
                 ..NONE
             },
             Self::Delete => Shape {
                 key: KEY,
                 writes: true,
                 compares: true,
+                branch: true,
                 ..NONE
             },
-            Self::Exists => Shape { key: KEY, ..NONE },
+            Self::Exists => Shape {
+                key: KEY,
+                branch: true,
+                ..NONE
+            },
             Self::Scan => Shape {
                 key: (0, KEY_BYTES_MAX as u32),
                 value: (0, KEY_BYTES_MAX as u32),
                 reply: true,
                 arg0: true,
+                branch: true,
                 ..NONE
             },
             Self::MultiGet => Shape {
                 value: (1, PART_BYTES_MAX),
                 reply: true,
+                branch: true,
                 ..NONE
             },
             Self::MultiPut => Shape {
                 value: (1, PART_BYTES_MAX),
                 reply: true,
                 writes: true,
+                branch: true,
                 ..NONE
             },
             Self::Sync => Shape {
@@ -138,6 +153,13 @@ impl Op {
                 arg0: true,
                 ..NONE
             },
+            Self::Call => Shape {
+                value: (1, PART_BYTES_MAX),
+                reply: true,
+                writes: true,
+                branch: true,
+                ..NONE
+            },
         }
     }
 }
@@ -153,6 +175,8 @@ struct Shape {
     writes: bool,
     /// May carry `COMPARE`.
     compares: bool,
+    /// May name a branch.
+    branch: bool,
 }
 
 /// Bit of the flags byte: the value extent begins with the id the key must have now.
@@ -211,6 +235,9 @@ pub struct Submission {
     pub arg0: u64,
     /// See [`Op`].
     pub arg1: u64,
+    /// The branch or fork that it is about, by the number that a call gave; `None`: the one that
+    /// the lane is on.
+    pub branch: Option<BranchNo>,
 }
 
 impl Submission {
@@ -227,6 +254,7 @@ impl Submission {
             reply: Extent::EMPTY,
             arg0: 0,
             arg1: 0,
+            branch: None,
         }
     }
 
@@ -266,7 +294,7 @@ impl Submission {
             self.reply.word(),
             self.arg0,
             self.arg1,
-            0,
+            self.branch.map_or(0, |branch| u64::from(branch.0) + 1),
         ]
     }
 
@@ -282,7 +310,7 @@ impl Submission {
         if flags & !FLAG_COMPARE != 0 {
             return Err(Malformed::Flags { op, found: flags });
         }
-        if zero != 0 || words[7] != 0 {
+        if zero != 0 || words[7] > u64::from(u32::MAX) {
             return Err(Malformed::Reserved);
         }
         let submission = Self {
@@ -295,6 +323,7 @@ impl Submission {
             reply: Extent::from_word(words[4]),
             arg0: words[5],
             arg1: words[6],
+            branch: (words[7] as u32).checked_sub(1).map(BranchNo),
         };
         submission.check(sizes)?;
         Ok(submission)
@@ -322,6 +351,7 @@ impl Submission {
             (!shape.arg0 && self.arg0 != 0, "arg0"),
             (!shape.arg1 && self.arg1 != 0, "arg1"),
             (!shape.writes && self.durability.is_some(), "durability"),
+            (!shape.branch && self.branch.is_some(), "branch"),
         ];
         for (bad, field) in unused {
             if bad {

@@ -38,6 +38,9 @@ pub enum Malformed {
         /// The byte.
         found: u8,
     },
+    /// A call that is none, or has something behind it.
+    #[error("the bytes are no call that this version knows")]
+    Call,
     /// Something where zero must be.
     #[error("reserved bytes of a submission are not zero")]
     Reserved,

@@ -22,6 +22,7 @@
 
 pub mod arena;
 pub mod bell;
+pub mod call;
 pub mod client_lane;
 pub mod entry;
 pub mod frame;

@@ -372,6 +372,7 @@ impl<D: Disk> Shard<D> {
             Op::Delete => self.delete(at, entry, scratch),
             Op::Sync => self.sync(at, entry),
             Op::Stats => self.stats(at, entry),
+            Op::Call => self.call(at, entry, scratch),
         }
     }
 

@@ -231,7 +231,7 @@ fn scribbled_regions_never_panic_the_shard() {
             }
             // Near misses: an entry that is valid but for one bit.
             let position = server.position();
-            let mut entry = Submission::new(Op::ALL[dice.below(11)], step);
+            let mut entry = Submission::new(Op::ALL[dice.below(12)], step);
             entry.key = Extent {
                 offset: dice.below(4096) as u32,
                 len: 1,
@@ -279,7 +279,7 @@ fn a_scribbler_at_full_speed_never_panics_the_shard() {
                 .word(at)
                 .store(dice.roll() >> dice.below(64), Ordering::Relaxed);
             let slot = dice.below(4);
-            let words = Submission::new(Op::ALL[dice.below(11)], 1).encode(tag(slot as u64));
+            let words = Submission::new(Op::ALL[dice.below(12)], 1).encode(tag(slot as u64));
             region
                 .word(small().submissions_at() + slot * ENTRY_BYTES)
                 .store(words[0], Ordering::Relaxed);
