@@ -470,6 +470,27 @@ byte_enum! {
         ReplyTooSmall = 12,
         /// The runtime is closing; nothing was done.
         ShuttingDown = 13,
+        /// The agent has no such branch or fork; nothing was done.
+        NoSuchBranch = 14,
+        /// No checkpoint, or none that the agent may read, is meant by the revision.
+        NoSuchRevision = 15,
+        /// The branch does not point at what was expected; the completion carries what it points at,
+        /// all zero where that is nothing.
+        StaleHead = 16,
+        /// Changes that no checkpoint holds would be lost, or stand in the way; word 2 is their count.
+        Unsaved = 17,
+        /// The merge has conflicts, which are in the reply; nothing was done.
+        Conflicts = 18,
+        /// A branch or tag has that name.
+        NameTaken = 19,
+        /// No branch and no tag can have that name.
+        BadName = 20,
+        /// The two histories have no checkpoint in common.
+        Unrelated = 21,
+        /// Lanes are on the branch, as many as word 2 says.
+        InUse = 22,
+        /// The metadata is too large or malformed.
+        BadMetadata = 23,
     }
 }
 

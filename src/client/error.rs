@@ -2,12 +2,14 @@
 
 use crate::agent::CloseReason;
 use crate::agent::bell::BadSession;
+use crate::agent::call::BadName;
 use crate::agent::client_lane::{LaneError, SubmitError};
 use crate::agent::entry::{BusyReason, Completion, Status};
 use crate::agent::frame::RefusalCode;
 use crate::agent::socket::SocketError;
 use crate::cache::WindowError;
-use crate::id::ObjectId;
+use crate::client::versions::MergeConflict;
+use crate::id::{OBJECT_ID_BYTES, ObjectId};
 use crate::shared::SharedError;
 
 /// A request that was not carried out, or a runtime that can't be reached.
@@ -26,6 +28,50 @@ pub enum ClientError {
         /// What it names; `None` where it is absent.
         current: Option<ObjectId>,
     },
+    /// The agent has no such branch or fork.
+    #[error("the agent has no such branch or fork; list its branches")]
+    NoSuchBranch,
+    /// No checkpoint is meant by the revision.
+    #[error("there is no such checkpoint, branch or tag in this agent's history")]
+    NoSuchRevision,
+    /// The branch points at another checkpoint than was expected; nothing was done.
+    #[error("the branch points at another checkpoint by now; look at it and decide again")]
+    StaleHead {
+        /// What it points at.
+        current: Option<ObjectId>,
+    },
+    /// Changes that no checkpoint holds would be lost; nothing was done.
+    #[error("{changes} changed keys are in no checkpoint; make one, or say that they may be lost")]
+    Unsaved {
+        /// Keys written or deleted since.
+        changes: u64,
+    },
+    /// Both sides of a merge changed these keys; nothing was done.
+    #[error("the merge has conflicts, {} of them listed; give rules for their prefixes, or change one side", .listed.len())]
+    Conflicts {
+        /// Those that one reply held.
+        listed: Vec<MergeConflict>,
+        /// There are more.
+        more: bool,
+    },
+    /// A branch or tag of that name exists.
+    #[error("a branch or tag has that name; choose another, or delete it first")]
+    NameTaken,
+    /// A name that nothing can have.
+    #[error(transparent)]
+    BadName(#[from] BadName),
+    /// Two histories without a checkpoint in common can't be merged.
+    #[error("the two histories have no checkpoint in common")]
+    Unrelated,
+    /// The branch can't be deleted while lanes are on it.
+    #[error("{lanes} lanes are on the branch; switch or detach them first")]
+    InUse {
+        /// How many.
+        lanes: u64,
+    },
+    /// Metadata of a checkpoint that is too large.
+    #[error("the metadata is too large or malformed: store it as a value")]
+    BadMetadata,
     /// The disk is full; nothing was written.
     #[error("the disk of the data directory is full; free space and retry")]
     NoSpace,
@@ -144,12 +190,9 @@ impl ClientError {
     pub fn of(completion: &Completion) -> Option<Self> {
         Some(match completion.status {
             Status::Ok | Status::NotFound => return None,
-            Status::Stale => {
-                let absent = completion.id.as_bytes() == &[0; 32];
-                Self::Stale {
-                    current: (!absent).then_some(completion.id),
-                }
-            }
+            Status::Stale => Self::Stale {
+                current: present(completion.id),
+            },
             Status::Busy => Self::Busy {
                 reason: BusyReason::from_byte(completion.detail as u8),
             },
@@ -172,6 +215,30 @@ impl ClientError {
             Status::ShuttingDown => Self::Closed {
                 reason: CloseReason::ShuttingDown,
             },
+            Status::NoSuchBranch => Self::NoSuchBranch,
+            Status::NoSuchRevision => Self::NoSuchRevision,
+            Status::StaleHead => Self::StaleHead {
+                current: present(completion.id),
+            },
+            Status::Unsaved => Self::Unsaved {
+                changes: completion.value_bytes,
+            },
+            Status::Conflicts => Self::Conflicts {
+                listed: Vec::new(),
+                more: completion.more,
+            },
+            Status::NameTaken => Self::NameTaken,
+            Status::BadName => BadName.into(),
+            Status::Unrelated => Self::Unrelated,
+            Status::InUse => Self::InUse {
+                lanes: completion.value_bytes,
+            },
+            Status::BadMetadata => Self::BadMetadata,
         })
     }
+}
+
+/// An id in a completion; none where it is all zero.
+fn present(id: ObjectId) -> Option<ObjectId> {
+    (id.as_bytes() != &[0; OBJECT_ID_BYTES]).then_some(id)
 }

@@ -16,8 +16,10 @@ mod error;
 mod lane;
 mod reply;
 mod session;
+mod versions;
 
 pub use error::ClientError;
 pub use lane::Lane;
 pub use reply::{Expect, Found, Page, PutOptions, Reply, ScannedKey, Stat, Ticket, Written};
 pub use session::{Attach, AttachedLane, Connection, Session};
+pub use versions::{MergeConflict, ValueRef};

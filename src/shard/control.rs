@@ -18,9 +18,10 @@ use crate::agent::socket::FrameSocket;
 use crate::cache::WindowWriter;
 use crate::id::{AgentNo, LaneNo, SessionNo};
 use crate::segment::{Disk, Sequence};
-use crate::shard::lanes::Lane;
+use crate::shard::agent::MAIN;
+use crate::shard::lanes::{Lane, LaneRef};
 use crate::shard::store::Refused;
-use crate::shard::{COMMANDS_PER_TURN, Shard};
+use crate::shard::{COMMANDS_PER_TURN, Shard, Step};
 use crate::shared::SharedMemory;
 
 /// What the control plane asks of a shard.
@@ -189,7 +190,7 @@ impl<D: Disk> Shard<D> {
             bells,
             socket,
             lane,
-            ring,
+            mut ring,
             agent: name,
             reply,
             ..
@@ -225,6 +226,10 @@ impl<D: Disk> Shard<D> {
         }
         let state = self.store.tables.agent_mut(agent);
         state.lanes += 1;
+        if let Some(main) = state.branch_mut(MAIN) {
+            main.lanes += 1;
+            ring.set_view(main.view);
+        }
         if let Some(window) = request.window {
             // Its size is the runtime's own choice, checked with the configuration.
             state.window = WindowWriter::new(window).ok();
@@ -273,6 +278,15 @@ impl<D: Disk> Shard<D> {
         self.events.push(Event::Malformed { session, what });
     }
 
+    /// As [`Shard::end_session`], of the session that a lane belongs to.
+    pub(super) fn end_session_of(&mut self, at: LaneRef, what: Malformed) -> Step {
+        if let Some(lane) = self.lanes.get_mut(at) {
+            let session = lane.session;
+            self.end_session(session, what);
+        }
+        Step::Done
+    }
+
     fn close_session(&mut self, session: SessionNo, reason: CloseReason) {
         for lane in self.lanes.close_session(session) {
             self.close_lane(lane, reason);
@@ -282,6 +296,9 @@ impl<D: Disk> Shard<D> {
     fn close_lane(&mut self, lane: Lane, reason: CloseReason) {
         let agent = self.store.tables.agent_mut(lane.agent);
         agent.lanes -= 1;
+        if let Some(branch) = agent.branch_mut(lane.branch) {
+            branch.lanes -= 1;
+        }
         if agent.lanes == 0
             && let Some(mut window) = agent.window.take()
         {

@@ -20,8 +20,9 @@ use crate::agent::entry::Submission;
 use crate::agent::frame::Frame;
 use crate::agent::server_lane::{ServerLane, WakeKind};
 use crate::agent::socket::FrameSocket;
-use crate::id::{AgentNo, LaneNo, SessionNo};
+use crate::id::{AgentNo, BranchNo, LaneNo, SessionNo};
 use crate::segment::index::ObjectNo;
+use crate::shard::agent::{BranchRef, MAIN};
 
 /// Lanes polled at once: one line each in every turn.
 const POLLED_LANES_MAX: usize = 32;
@@ -45,8 +46,10 @@ pub struct LaneRef {
 }
 
 /// A large value on its way in.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Upload {
+    /// The branch that it goes to.
+    pub place: BranchRef,
     /// The key.
     pub key: Vec<u8>,
     /// Bytes announced.
@@ -59,12 +62,29 @@ pub struct Upload {
     pub unflushed: bool,
 }
 
+impl Upload {
+    /// A value of which nothing is there yet.
+    #[must_use]
+    pub fn new(place: BranchRef, key: &[u8], total: u64) -> Self {
+        Self {
+            place,
+            key: key.to_vec(),
+            total,
+            stored: 0,
+            parts: Vec::new(),
+            unflushed: false,
+        }
+    }
+}
+
 /// One lane.
 pub struct Lane {
     /// Its rings.
     pub ring: ServerLane,
     /// Whose state it reaches.
     pub agent: AgentNo,
+    /// The branch that it is on.
+    pub branch: BranchNo,
     /// The session it belongs to.
     pub session: SessionNo,
     /// Its number there.
@@ -158,6 +178,7 @@ impl Lanes {
         let lane = Box::new(Lane {
             ring,
             agent,
+            branch: MAIN,
             session,
             no,
             socket,

@@ -23,6 +23,8 @@
 //! - while writes of the turn are not flushed, no completion is posted that could depend on them.
 //! - a completion is posted only after the window's old value was dropped.
 
+pub mod agent;
+mod call;
 mod control;
 mod lanes;
 mod peer;
@@ -46,11 +48,12 @@ pub use tables::{Tables, TablesError};
 
 use crate::agent::entry::{BusyReason, Completion, Extent, Op, Status, Submission, Tier};
 use crate::config::Durability;
-use crate::id::{AgentNo, ShardNo};
+use crate::id::ShardNo;
 use crate::mesh::Port;
 use crate::metrics::{ShardCounters, thread_allocations};
 use crate::segment::index::{NOT_CACHED, ObjectNo};
 use crate::segment::{Disk, IoReply, Sequence};
+use agent::BranchRef;
 use lanes::{Lane, LaneRef, Lanes};
 use pending::{Pending, PowerWait};
 use store::{Flushed, Store};
@@ -106,7 +109,7 @@ struct Staged {
 
 /// A value to be put into its agent's window.
 struct Fill {
-    agent: AgentNo,
+    place: BranchRef,
     key: (u32, u32),
     object: ObjectNo,
 }
@@ -376,6 +379,25 @@ impl<D: Disk> Shard<D> {
         }
     }
 
+    /// Copies what an operation is given out of the arena, and finds its branch; one that is not there
+    /// is the answer to it.
+    fn take_input(
+        &mut self,
+        at: LaneRef,
+        entry: &Submission,
+        scratch: &mut Scratch,
+    ) -> Option<BranchRef> {
+        let lane = self.lanes.get_mut(at)?;
+        scratch.copy_key(lane, entry);
+        scratch.copy_value(lane, entry.payload());
+        let (agent, branch) = (lane.agent, entry.branch.unwrap_or(lane.branch));
+        if self.store.tables.agent(agent).branch(branch).is_none() {
+            self.finish(at, Completion::new(entry.user_data, Status::NoSuchBranch));
+            return None;
+        }
+        Some(BranchRef { agent, branch })
+    }
+
     /// Completes an operation: at once, or at the end of the turn where it may depend on writes
     /// that are not flushed yet.
     fn finish(&mut self, at: LaneRef, completion: Completion) {
@@ -577,12 +599,12 @@ impl<D: Disk> Shard<D> {
     }
 
     /// Notes that a value was read or written, and may enter its agent's window.
-    fn want_fill(&mut self, agent: AgentNo, key: &[u8], object: ObjectNo) {
+    fn want_fill(&mut self, place: BranchRef, key: &[u8], object: ObjectNo) {
         if self.fills.len() < FILLS_PER_TURN {
             let from = self.fill_keys.len() as u32;
             self.fill_keys.extend_from_slice(key);
             let key = (from, self.fill_keys.len() as u32);
-            self.fills.push(Fill { agent, key, object });
+            self.fills.push(Fill { place, key, object });
         }
     }
 
@@ -591,24 +613,26 @@ impl<D: Disk> Shard<D> {
         let mut fills = std::mem::take(&mut self.fills);
         let mut value = std::mem::take(&mut self.scratch.value);
         for Fill {
-            agent,
+            place,
             key: (from, to),
             object,
         } in fills.drain(..)
         {
             let tables = &mut self.store.tables;
             let bytes = tables.objects.get(object).at.bytes as usize;
-            let Some(window) = &tables.agent(agent).window else {
+            let agent = tables.agent(place.agent);
+            let (Some(window), Some(branch)) = (&agent.window, agent.branch(place.branch)) else {
                 continue;
             };
             if bytes > window.value_bytes_max() {
                 continue;
             }
+            let view = branch.view;
             let key = &self.fill_keys[from as usize..to as usize];
             // Overwritten later in the turn: that write fills for itself.
             if self
                 .store
-                .value(agent, key)
+                .value(place, key)
                 .is_none_or(|now| now.object != object.0)
             {
                 continue;
@@ -619,9 +643,8 @@ impl<D: Disk> Shard<D> {
             value.clear();
             self.store
                 .piece(object, 0, bytes, |chunk| value.extend_from_slice(chunk));
-            let agent = self.store.tables.agent_mut(agent);
-            if let Some(window) = &mut agent.window {
-                window.insert(agent.view, key, &value);
+            if let Some(window) = &mut self.store.tables.agent_mut(place.agent).window {
+                window.insert(view, key, &value);
             }
         }
         self.fills = fills;

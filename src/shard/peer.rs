@@ -10,6 +10,7 @@ use crate::agent::entry::{BusyReason, Completion, Status, Submission, Tier};
 use crate::agent::layout::ARENA_BYTES_MAX;
 use crate::id::{ObjectId, ShardNo};
 use crate::segment::Disk;
+use crate::shard::agent::{BranchRef, MAIN};
 use crate::shard::lanes::LaneRef;
 use crate::shard::pending::Destination;
 use crate::shard::read::{ColdPieces, Served, serve_value};
@@ -86,7 +87,11 @@ impl<D: Disk> Shard<D> {
         if !self.store.tables.agent(agent).public {
             return Err(Status::Forbidden);
         }
-        self.store.value(agent, key).ok_or_else(|| {
+        let main = BranchRef {
+            agent,
+            branch: MAIN,
+        };
+        self.store.value(main, key).ok_or_else(|| {
             self.counters().absent.add(1);
             Status::NotFound
         })

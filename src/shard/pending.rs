@@ -9,9 +9,10 @@
 use std::collections::{HashMap, VecDeque};
 
 use crate::agent::entry::{Completion, Extent, Tier};
-use crate::id::{AgentNo, ShardNo};
+use crate::id::ShardNo;
 use crate::segment::Sequence;
 use crate::segment::index::ObjectNo;
+use crate::shard::agent::BranchRef;
 use crate::shard::lanes::LaneRef;
 
 /// Cold reads under way in one shard.
@@ -45,7 +46,7 @@ pub struct PendingRead {
     /// Pieces missing.
     pub missing: u32,
     /// What the window may be filled with afterwards.
-    pub fill: Option<(AgentNo, Box<[u8]>, ObjectNo)>,
+    pub fill: Option<(BranchRef, Box<[u8]>, ObjectNo)>,
 }
 
 /// A piece on its way from the device.

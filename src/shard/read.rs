@@ -6,10 +6,11 @@
 
 use crate::agent::entry::{BusyReason, Completion, Status, Submission, Tier};
 use crate::agent::packed;
-use crate::id::{AgentNo, OBJECT_ID_BYTES, ObjectId, VALUE_BYTES_MAX};
+use crate::id::{OBJECT_ID_BYTES, ObjectId, VALUE_BYTES_MAX};
 use crate::metrics::{ShardCounters, Stats};
 use crate::segment::index::ObjectNo;
 use crate::segment::{Disk, DiskError, IoRequest, PART_BYTES_MAX};
+use crate::shard::agent::BranchRef;
 use crate::shard::lanes::LaneRef;
 use crate::shard::pending::{ColdPiece, Destination, PendingRead};
 use crate::shard::store::{Piece, Store};
@@ -33,17 +34,17 @@ pub(super) enum Served {
 
 impl<D: Disk> Shard<D> {
     pub(super) fn get(&mut self, at: LaneRef, entry: &Submission, scratch: &mut Scratch) -> Step {
-        let Some(lane) = self.lanes.get_mut(at) else {
+        let Some(place) = self.take_input(at, entry, scratch) else {
             return Step::Done;
         };
-        let agent = lane.agent;
-        scratch.copy_key(lane, entry);
-        let Some(value) = self.store.value(agent, &scratch.key) else {
+        let Some(value) = self.store.value(place, &scratch.key) else {
             self.counters().absent.add(1);
             self.finish(at, Completion::new(entry.user_data, Status::NotFound));
             return Step::Done;
         };
-        self.read_value(at, entry, value, Some((agent, &scratch.key)))
+        // Only the branch that the lane is on is read through the window.
+        let fill = entry.branch.is_none().then_some((place, &*scratch.key));
+        self.read_value(at, entry, value, fill)
     }
 
     /// Serves `value` into the reply extent of `entry`. `owner` is given where the value may enter
@@ -53,7 +54,7 @@ impl<D: Disk> Shard<D> {
         at: LaneRef,
         entry: &Submission,
         value: Value,
-        owner: Option<(AgentNo, &[u8])>,
+        owner: Option<(BranchRef, &[u8])>,
     ) -> Step {
         let mut completion = Completion::new(entry.user_data, Status::Ok);
         completion.id = self.store.value_id(value);
@@ -87,15 +88,15 @@ impl<D: Disk> Shard<D> {
                 completion.tier = tier;
                 self.count_tier(tier);
                 self.finish(at, completion);
-                if let Some((agent, key)) = fill {
+                if let Some((place, key)) = fill {
                     // What was hit since the last fill is worth keeping in the window.
                     self.drain_hits(at);
-                    self.want_fill(agent, key, ObjectNo(value.object));
+                    self.want_fill(place, key, ObjectNo(value.object));
                 }
             }
             Served::Whole(tier) => {
                 completion.tier = tier;
-                let fill = fill.map(|(agent, key)| (agent, key.into(), ObjectNo(value.object)));
+                let fill = fill.map(|(place, key)| (place, key.into(), ObjectNo(value.object)));
                 self.await_cold(Destination::Lane(at, entry.reply), completion, cold, fill);
             }
         }
@@ -108,13 +109,11 @@ impl<D: Disk> Shard<D> {
         entry: &Submission,
         scratch: &mut Scratch,
     ) -> Step {
-        let Some(lane) = self.lanes.get_mut(at) else {
+        let Some(place) = self.take_input(at, entry, scratch) else {
             return Step::Done;
         };
-        let agent = lane.agent;
-        scratch.copy_key(lane, entry);
         let mut completion = Completion::new(entry.user_data, Status::NotFound);
-        if let Some(value) = self.store.value(agent, &scratch.key) {
+        if let Some(value) = self.store.value(place, &scratch.key) {
             completion.status = Status::Ok;
             completion.id = self.store.value_id(value);
             completion.value_bytes = value.bytes;
@@ -124,19 +123,21 @@ impl<D: Disk> Shard<D> {
     }
 
     pub(super) fn scan(&mut self, at: LaneRef, entry: &Submission, scratch: &mut Scratch) -> Step {
+        let Some(place) = self.take_input(at, entry, scratch) else {
+            return Step::Done;
+        };
         let Some(lane) = self.lanes.get_mut(at) else {
             return Step::Done;
         };
-        scratch.copy_key(lane, entry);
-        scratch.copy_value(lane, entry.value);
         let limit = if entry.arg0 == 0 {
             usize::MAX
         } else {
             entry.arg0 as usize
         };
         let mut completion = Completion::new(entry.user_data, Status::Ok);
-        let (tables, agent) = (&mut self.store.tables, lane.agent);
-        let keys = &mut tables.agents[agent.0 as usize].keys;
+        let tables = &mut self.store.tables;
+        let branch = tables.agents[place.agent.0 as usize].branch_mut(place.branch);
+        let keys = &mut branch.expect("a branch that was checked").keys;
         let found = keys.scan(&scratch.key, &scratch.value);
         let found = found.filter_map(|(key, held)| Some((key, held.value?)));
         for (no, (key, value)) in found.enumerate() {
@@ -169,10 +170,12 @@ impl<D: Disk> Shard<D> {
         entry: &Submission,
         scratch: &mut Scratch,
     ) -> Step {
+        let Some(place) = self.take_input(at, entry, scratch) else {
+            return Step::Done;
+        };
         let Some(lane) = self.lanes.get_mut(at) else {
             return Step::Done;
         };
-        scratch.copy_value(lane, entry.value);
         let keys = match packed::Keys::parse(&scratch.value) {
             Ok(keys) => keys,
             Err(error) => {
@@ -181,7 +184,7 @@ impl<D: Disk> Shard<D> {
                 return Step::Done;
             }
         };
-        let (agent, ring) = (lane.agent, &lane.ring);
+        let ring = &lane.ring;
         let counters = &self.counters[usize::from(self.options.no.0)];
         let mut completion = Completion::new(entry.user_data, Status::Ok);
         let mut cold = ColdPieces::new();
@@ -196,7 +199,7 @@ impl<D: Disk> Shard<D> {
             }
         };
         for key in keys {
-            let found = self.store.value(agent, key);
+            let found = self.store.value(place, key);
             let mut head = packed::GetHead {
                 status: Status::NotFound,
                 tier: Tier::None,
@@ -291,7 +294,7 @@ impl<D: Disk> Shard<D> {
         destination: Destination,
         completion: Completion,
         cold: ColdPieces,
-        fill: Option<(AgentNo, Box<[u8]>, ObjectNo)>,
+        fill: Option<(BranchRef, Box<[u8]>, ObjectNo)>,
     ) {
         self.last_tier = Tier::Cold;
         if !self.pending.has_room(cold.len()) {
@@ -391,8 +394,8 @@ impl<D: Disk> Shard<D> {
         if let Some(read) = self.pending.piece_done(piece.read, Tier::Cold) {
             if read.completion.status == Status::Ok {
                 self.counters().cold_reads.add(1);
-                if let Some((agent, key, object)) = read.fill {
-                    self.want_fill(agent, &key, object);
+                if let Some((place, key, object)) = read.fill {
+                    self.want_fill(place, &key, object);
                 }
             }
             self.deliver(read.destination, read.completion);

@@ -21,7 +21,8 @@ use crate::segment::{
     Disk, DiskError, HEAD_BYTES_MAX, IoReply, ListPayload, Location, Log, LogError, LogEvent,
     NotReady, PART_BYTES_MAX, Read, Record, Sequence, ValueKind,
 };
-use crate::shard::tables::{Freed, Tables, named};
+use crate::shard::agent::{BranchRef, named};
+use crate::shard::tables::{Freed, Tables};
 use crate::state::{Held, Value};
 
 /// Share of a segment that only deletes may use while no further segment can be made, as a divisor.
@@ -86,7 +87,7 @@ pub enum Flushed {
 enum Undo {
     /// This was known of the key; the reference to what it named is still held here.
     Key {
-        agent: AgentNo,
+        at: BranchRef,
         key: (u32, u32),
         before: Option<Held>,
     },
@@ -143,8 +144,8 @@ impl<D: Disk> Store<D> {
 
     /// What a key names.
     #[inline]
-    pub fn value(&self, agent: AgentNo, key: &[u8]) -> Option<Value> {
-        named(self.tables.agent(agent).keys.get(key))
+    pub fn value(&self, at: BranchRef, key: &[u8]) -> Option<Value> {
+        named(self.tables.branch(at).keys.get(key))
     }
 
     /// The id of what a key names.
@@ -216,11 +217,11 @@ impl<D: Disk> Store<D> {
     /// Checks what a caller expects a key to name: `None` nothing, `Some(id)` that value.
     pub fn expect(
         &self,
-        agent: AgentNo,
+        at: BranchRef,
         key: &[u8],
         expected: &[u8; OBJECT_ID_BYTES],
     ) -> Result<(), Refused> {
-        let current = self.value(agent, key).map(|value| self.value_id(value));
+        let current = self.value(at, key).map(|value| self.value_id(value));
         let matches = match current {
             None => *expected == [0; OBJECT_ID_BYTES],
             Some(id) => id.as_bytes() == expected,
@@ -235,11 +236,11 @@ impl<D: Disk> Store<D> {
     /// Lets a key name a value of at most one part; also the object that it names now.
     pub fn put(
         &mut self,
-        agent: AgentNo,
+        at: BranchRef,
         key: &[u8],
         payload: &[u8],
     ) -> Result<(ObjectNo, Written), Refused> {
-        let before = self.value(agent, key);
+        let before = self.value(at, key);
         self.ready(payload.len(), before.is_none())?;
         let id = ObjectId::of_blob(payload);
         let (object, stored) = match self.tables.objects.find_named(&id) {
@@ -251,7 +252,7 @@ impl<D: Disk> Store<D> {
         };
         let value_bytes = payload.len() as u64;
         let record = Record::Put {
-            agent,
+            agent: at.agent,
             key,
             kind: ValueKind::Blob,
             id,
@@ -264,7 +265,7 @@ impl<D: Disk> Store<D> {
             admit(&mut self.l2, &mut self.tables, object, payload);
         }
         self.name(
-            agent,
+            at,
             key,
             Value {
                 object: object.0,
@@ -303,12 +304,12 @@ impl<D: Disk> Store<D> {
     /// Lets a key name a large value: takes over the references to its parts.
     pub fn put_list(
         &mut self,
-        agent: AgentNo,
+        at: BranchRef,
         key: &[u8],
         value_bytes: u64,
         parts: &mut Vec<ObjectNo>,
     ) -> Result<Written, Refused> {
-        let before = self.value(agent, key);
+        let before = self.value(at, key);
         self.ready(PART_BYTES_MAX, before.is_none())?;
         let mut buffer = std::mem::take(&mut self.list_buffer);
         buffer.clear();
@@ -318,14 +319,14 @@ impl<D: Disk> Store<D> {
         ListPayload::encode(value_bytes, PART_BYTES_MAX as u32, &ids, &mut buffer)
             .expect("as many whole parts as the value has bytes");
         self.list_ids = ids;
-        let written = self.put_encoded_list(agent, key, value_bytes, &buffer, parts);
+        let written = self.put_encoded_list(at, key, value_bytes, &buffer, parts);
         self.list_buffer = buffer;
         written
     }
 
     fn put_encoded_list(
         &mut self,
-        agent: AgentNo,
+        at: BranchRef,
         key: &[u8],
         value_bytes: u64,
         payload: &[u8],
@@ -334,7 +335,7 @@ impl<D: Disk> Store<D> {
         let id = ObjectId::of_list(payload);
         let known = self.sound_list(&id);
         let record = Record::Put {
-            agent,
+            agent: at.agent,
             key,
             kind: ValueKind::List,
             id,
@@ -359,7 +360,7 @@ impl<D: Disk> Store<D> {
             }
         };
         self.name(
-            agent,
+            at,
             key,
             Value {
                 object: object.0,
@@ -387,14 +388,17 @@ impl<D: Disk> Store<D> {
     }
 
     /// Removes a key; `None` where it was not there.
-    pub fn delete(&mut self, agent: AgentNo, key: &[u8]) -> Result<Option<Sequence>, Refused> {
-        if self.value(agent, key).is_none() {
+    pub fn delete(&mut self, at: BranchRef, key: &[u8]) -> Result<Option<Sequence>, Refused> {
+        if self.value(at, key).is_none() {
             return Ok(None);
         }
-        let record = Record::Delete { agent, key };
+        let record = Record::Delete {
+            agent: at.agent,
+            key,
+        };
         let appended = self.log.append(&record).map_err(refused)?;
-        let before = self.tables.set_key(agent, key, None);
-        self.remember(agent, key, before);
+        let before = self.tables.set_key(at, key, None);
+        self.remember(at, key, before);
         Ok(Some(appended.sequence))
     }
 
@@ -513,17 +517,17 @@ impl<D: Disk> Store<D> {
     fn take_back(&mut self, change: Undo) {
         match change {
             Undo::Key {
-                agent,
+                at,
                 key: (from, to),
                 before,
             } => {
                 let key = &self.undo_keys[from as usize..to as usize];
                 // A volatile write was acknowledged, and may have entered the window.
-                self.tables.agent_mut(agent).invalidate(key);
+                self.tables.agent_mut(at.agent).invalidate(at.branch, key);
                 if let Some(before) = named(before) {
                     self.tables.objects.unpin(ObjectNo(before.object));
                 }
-                if let Some(written) = named(self.tables.put_back(agent, key, before)) {
+                if let Some(written) = named(self.tables.put_back(at, key, before)) {
                     self.tables
                         .release(ObjectNo(written.object), &mut self.freed);
                 }
@@ -533,25 +537,25 @@ impl<D: Disk> Store<D> {
         }
     }
 
-    fn name(&mut self, agent: AgentNo, key: &[u8], value: Value) {
-        let before = self.tables.set_key(agent, key, Some(value));
+    fn name(&mut self, at: BranchRef, key: &[u8], value: Value) {
+        let before = self.tables.set_key(at, key, Some(value));
         if before.is_none() {
             // Measured exactly now and then; until then a flood of new keys must not go unseen.
             self.index_bytes += KEY_INDEX_BYTES + key.len() as u64;
         }
-        self.remember(agent, key, before);
+        self.remember(at, key, before);
     }
 
     /// Drops the old value from the window and keeps what it takes to undo the change.
-    fn remember(&mut self, agent: AgentNo, key: &[u8], before: Option<Held>) {
-        self.tables.agent_mut(agent).invalidate(key);
+    fn remember(&mut self, at: BranchRef, key: &[u8], before: Option<Held>) {
+        self.tables.agent_mut(at.agent).invalidate(at.branch, key);
         if let Some(before) = named(before) {
             self.tables.objects.pin(ObjectNo(before.object));
         }
         let from = self.undo_keys.len() as u32;
         self.undo_keys.extend_from_slice(key);
         let key = (from, self.undo_keys.len() as u32);
-        self.undo.push(Undo::Key { agent, key, before });
+        self.undo.push(Undo::Key { at, key, before });
     }
 
     /// Drops what L2 holds of objects that went, and counts their bytes as garbage. Called before

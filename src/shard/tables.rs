@@ -9,42 +9,11 @@
 
 use std::collections::HashMap;
 
-use crate::cache::WindowWriter;
-use crate::id::{AgentNo, ObjectId, SegmentNo, View};
+use crate::id::{AgentNo, ObjectId, SegmentNo};
 use crate::segment::index::{ObjectIndex, ObjectNo};
 use crate::segment::{Head, ListPayload, Location, RecoveredRecord, ValueKind};
-use crate::state::{Held, Value, WorkingSet};
-
-/// One agent.
-#[derive(Debug)]
-pub struct Agent {
-    /// Its name.
-    pub name: Box<[u8]>,
-    /// Whether other agents may read its values.
-    pub public: bool,
-    /// Its keys.
-    pub keys: WorkingSet,
-    /// The view of its state in its window.
-    pub view: View,
-    /// Its L1 window, while a lane is attached.
-    pub window: Option<WindowWriter>,
-    /// Lanes attached.
-    pub lanes: u32,
-}
-
-/// What a key named, if anything was known of it.
-pub fn named(held: Option<Held>) -> Option<Value> {
-    held.and_then(|held| held.value)
-}
-
-impl Agent {
-    /// Takes the value of a key out of the window: what it names changes.
-    pub fn invalidate(&mut self, key: &[u8]) {
-        if let Some(window) = &mut self.window {
-            window.invalidate(self.view, key);
-        }
-    }
-}
+use crate::shard::agent::{Agent, Branch, BranchRef, EMPTY_TREE, MAIN, named};
+use crate::state::{Held, Value};
 
 /// A log that contradicts itself: intact records in an impossible order.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -118,14 +87,7 @@ impl Tables {
     /// Adds an agent under the next number.
     pub fn add_agent(&mut self, name: &[u8], public: bool) -> AgentNo {
         let no = AgentNo(self.agents.len() as u32);
-        let agent = Agent {
-            name: name.into(),
-            public,
-            keys: WorkingSet::default(),
-            view: View::default(),
-            window: None,
-            lanes: 0,
-        };
+        let agent = Agent::new(name, public);
         self.agents.push(agent);
         self.by_name.insert(name.into(), no);
         no
@@ -148,14 +110,36 @@ impl Tables {
         self.lists.insert(list.0, parts);
     }
 
+    /// The branch of a reference that was checked.
+    ///
+    /// # Panics
+    /// Where there is none.
+    #[must_use]
+    #[inline]
+    pub fn branch(&self, at: BranchRef) -> &Branch {
+        let branch = self.agent(at.agent).branch(at.branch);
+        branch.expect("a branch that was checked")
+    }
+
+    /// The branch of a reference that was checked.
+    ///
+    /// # Panics
+    /// Where there is none.
+    #[inline]
+    pub fn branch_mut(&mut self, at: BranchRef) -> &mut Branch {
+        let branch = self.agent_mut(at.agent).branch_mut(at.branch);
+        branch.expect("a branch that was checked")
+    }
+
     /// Lets a key name an object, of which it takes over one reference, or nothing; what was known of
     /// it before, with the reference to what it named.
-    pub fn set_key(&mut self, agent: AgentNo, key: &[u8], value: Option<Value>) -> Option<Held> {
-        let keys = &mut self.agent_mut(agent).keys;
+    pub fn set_key(&mut self, at: BranchRef, key: &[u8], value: Option<Value>) -> Option<Held> {
+        let branch = self.branch_mut(at);
         let before = match value {
-            Some(value) => keys.put(key, value),
-            // No tree lies below that would have to be told that the key is gone.
-            None => keys.put_back(key, None),
+            Some(value) => branch.keys.put(key, value),
+            // Where no tree lies below, nothing has to be told that the key is gone.
+            None if branch.base == EMPTY_TREE => branch.keys.put_back(key, None),
+            None => branch.keys.remove(key),
         };
         self.count_keys(before, value.is_some());
         before
@@ -163,8 +147,8 @@ impl Tables {
 
     /// Takes a change of a key back: what was known of it comes back with its reference, and what it
     /// named meanwhile is returned with that one.
-    pub fn put_back(&mut self, agent: AgentNo, key: &[u8], before: Option<Held>) -> Option<Held> {
-        let after = self.agent_mut(agent).keys.put_back(key, before);
+    pub fn put_back(&mut self, at: BranchRef, key: &[u8], before: Option<Held>) -> Option<Held> {
+        let after = self.branch_mut(at).keys.put_back(key, before);
         self.count_keys(after, named(before).is_some());
         after
     }
@@ -194,11 +178,7 @@ impl Tables {
     /// Bytes of memory that indexes, names and working sets take.
     #[must_use]
     pub fn memory_bytes(&self) -> u64 {
-        let sets: usize = self
-            .agents
-            .iter()
-            .map(|agent| agent.keys.memory_bytes())
-            .sum();
+        let sets: usize = self.agents.iter().map(Agent::memory_bytes).sum();
         let lists: usize = self.lists.values().map(|parts| parts.len() * 4 + 64).sum();
         let agents = self.agents.capacity() * (size_of::<Agent>() + 96);
         (self.objects.memory_bytes() + sets + lists + agents) as u64
@@ -239,12 +219,12 @@ impl Tables {
                     object: object.0,
                     bytes: value_bytes,
                 };
-                let before = self.set_key(agent, key, Some(value));
+                let before = self.set_key(main_of(agent), key, Some(value));
                 self.drop_value(before);
             }
             Head::Delete { agent, key } => {
                 self.known(sequence, agent)?;
-                let before = self.set_key(agent, key, None);
+                let before = self.set_key(main_of(agent), key, None);
                 self.drop_value(before);
             }
         }
@@ -334,5 +314,12 @@ impl Tables {
             self.unread.insert(no.0, at);
         }
         Ok(no)
+    }
+}
+
+fn main_of(agent: AgentNo) -> BranchRef {
+    BranchRef {
+        agent,
+        branch: MAIN,
     }
 }

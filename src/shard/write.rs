@@ -10,6 +10,7 @@ use crate::config::Durability;
 use crate::id::{OBJECT_ID_BYTES, ObjectId, VALUE_BYTES_MAX};
 use crate::segment::index::ObjectNo;
 use crate::segment::{Disk, DiskError, HEAD_BYTES_MAX, LogError, PART_BYTES_MAX, Record, Sequence};
+use crate::shard::agent::BranchRef;
 use crate::shard::lanes::{LaneRef, Upload};
 use crate::shard::store::{Refused, Written};
 use crate::shard::{Scratch, Shard, Staged, Step};
@@ -19,17 +20,16 @@ const UPLOADS_MAX: usize = 1024;
 
 impl<D: Disk> Shard<D> {
     pub(super) fn put(&mut self, at: LaneRef, entry: &Submission, scratch: &mut Scratch) -> Step {
-        let Some(lane) = self.lanes.get_mut(at) else {
+        let Some(place) = self.take_input(at, entry, scratch) else {
             return Step::Done;
         };
-        let agent = lane.agent;
-        scratch.copy_key(lane, entry);
-        scratch.copy_value(lane, entry.payload());
         let written = self
-            .check_expected(at, entry, &scratch.key)
-            .and_then(|()| self.store.put(agent, &scratch.key, &scratch.value));
-        if let Ok((object, _)) = written {
-            self.want_fill(agent, &scratch.key, object);
+            .check_expected(at, place, entry, &scratch.key)
+            .and_then(|()| self.store.put(place, &scratch.key, &scratch.value));
+        if let Ok((object, _)) = written
+            && entry.branch.is_none()
+        {
+            self.want_fill(place, &scratch.key, object);
         }
         self.end_write(at, entry, written.map(|(_, written)| written))
     }
@@ -40,14 +40,12 @@ impl<D: Disk> Shard<D> {
         entry: &Submission,
         scratch: &mut Scratch,
     ) -> Step {
-        let Some(lane) = self.lanes.get_mut(at) else {
+        let Some(place) = self.take_input(at, entry, scratch) else {
             return Step::Done;
         };
-        let agent = lane.agent;
-        scratch.copy_key(lane, entry);
         let deleted = self
-            .check_expected(at, entry, &scratch.key)
-            .and_then(|()| self.store.delete(agent, &scratch.key));
+            .check_expected(at, place, entry, &scratch.key)
+            .and_then(|()| self.store.delete(place, &scratch.key));
         match deleted {
             Ok(None) => {
                 self.finish(at, Completion::new(entry.user_data, Status::NotFound));
@@ -73,18 +71,15 @@ impl<D: Disk> Shard<D> {
         entry: &Submission,
         scratch: &mut Scratch,
     ) -> Step {
-        let Some(lane) = self.lanes.get_mut(at) else {
+        let Some(place) = self.take_input(at, entry, scratch) else {
             return Step::Done;
         };
-        let agent = lane.agent;
-        scratch.copy_key(lane, entry);
-        scratch.copy_value(lane, entry.payload());
         let (offset, total) = (entry.arg0, entry.arg1);
         if total > VALUE_BYTES_MAX {
             self.finish(at, Completion::new(entry.user_data, Status::TooLarge));
             return Step::Done;
         }
-        if offset == 0 && !self.begin_upload(at, &scratch.key, total) {
+        if offset == 0 && !self.begin_upload(at, place, &scratch.key, total) {
             let mut busy = Completion::new(entry.user_data, Status::Busy);
             busy.detail = BusyReason::Uploads as u32;
             self.finish(at, busy);
@@ -100,13 +95,14 @@ impl<D: Disk> Shard<D> {
         };
         let bytes = scratch.value.len() as u64;
         let whole = bytes == PART_BYTES_MAX as u64 || offset + bytes == total;
-        if upload.key != scratch.key || upload.total != total || upload.stored != offset || !whole {
+        let same = upload.place == place && upload.key == scratch.key && upload.total == total;
+        if !same || upload.stored != offset || !whole {
             let expected = upload.stored;
             self.drop_upload(upload);
             return self.out_of_order(at, entry, expected);
         }
         let last = offset + bytes == total;
-        let stored = self.append_part(at, entry, scratch, last);
+        let stored = self.append_part(at, place, entry, scratch, last);
         let part = match stored {
             Ok(part) => part,
             Err(Refused::Wait) => {
@@ -127,7 +123,7 @@ impl<D: Disk> Shard<D> {
         if last {
             let written = self
                 .store
-                .put_list(agent, &scratch.key, total, &mut upload.parts);
+                .put_list(place, &scratch.key, total, &mut upload.parts);
             self.drop_upload(upload);
             return self.end_write(at, entry, written);
         }
@@ -149,16 +145,14 @@ impl<D: Disk> Shard<D> {
     fn append_part(
         &mut self,
         at: LaneRef,
+        place: BranchRef,
         entry: &Submission,
         scratch: &Scratch,
         last: bool,
     ) -> Result<ObjectNo, Refused> {
-        if let Some(lane) = self.lanes.get_mut(at)
-            && last
-        {
-            let agent = lane.agent;
-            self.check_expected(at, entry, &scratch.key)?;
-            let adds_key = self.store.value(agent, &scratch.key).is_none();
+        if last {
+            self.check_expected(at, place, entry, &scratch.key)?;
+            let adds_key = self.store.value(place, &scratch.key).is_none();
             // The list is no longer than a part.
             let bytes = scratch.value.len() + HEAD_BYTES_MAX + PART_BYTES_MAX;
             self.store.ready(bytes, adds_key)?;
@@ -172,18 +166,12 @@ impl<D: Disk> Shard<D> {
         entry: &Submission,
         scratch: &mut Scratch,
     ) -> Step {
-        let Some(lane) = self.lanes.get_mut(at) else {
+        let Some(place) = self.take_input(at, entry, scratch) else {
             return Step::Done;
         };
-        let agent = lane.agent;
-        scratch.copy_value(lane, entry.value);
         let pairs = match packed::Pairs::parse(&scratch.value) {
             Ok(pairs) => pairs,
-            Err(error) => {
-                let session = lane.session;
-                self.end_session(session, error.into());
-                return Step::Done;
-            }
+            Err(error) => return self.end_session_of(at, error.into()),
         };
         let items = pairs.count();
         let answers = entry.reply.len > 0;
@@ -209,11 +197,13 @@ impl<D: Disk> Shard<D> {
         let durability = entry.durability.unwrap_or(self.options.durability);
         let mut last = None;
         for (no, (key, value)) in pairs.enumerate() {
-            let (object, written) = match self.store.put(agent, key, value) {
+            let (object, written) = match self.store.put(place, key, value) {
                 Ok(stored) => stored,
                 Err(refused) => return self.end_write(at, entry, Err(refused)),
             };
-            self.want_fill(agent, key, object);
+            if entry.branch.is_none() {
+                self.want_fill(place, key, object);
+            }
             let answer = packed::PutAnswer {
                 status: Status::Ok,
                 durability: Some(durability),
@@ -256,6 +246,7 @@ impl<D: Disk> Shard<D> {
     fn check_expected(
         &mut self,
         at: LaneRef,
+        place: BranchRef,
         entry: &Submission,
         key: &[u8],
     ) -> Result<(), Refused> {
@@ -265,10 +256,9 @@ impl<D: Disk> Shard<D> {
         let Some(lane) = self.lanes.get_mut(at) else {
             return Ok(());
         };
-        let agent = lane.agent;
         let mut expected = [0; OBJECT_ID_BYTES];
         lane.ring.copy_in(extent, &mut expected);
-        self.store.expect(agent, key, &expected)
+        self.store.expect(place, key, &expected)
     }
 
     fn end_write(
@@ -339,7 +329,7 @@ impl<D: Disk> Shard<D> {
 
     /// Starts a large value, dropping one that the lane never ended; `false` where there are too
     /// many.
-    fn begin_upload(&mut self, at: LaneRef, key: &[u8], total: u64) -> bool {
+    fn begin_upload(&mut self, at: LaneRef, place: BranchRef, key: &[u8], total: u64) -> bool {
         if let Some(old) = self
             .lanes
             .get_mut(at)
@@ -353,11 +343,7 @@ impl<D: Disk> Shard<D> {
         }
         if let Some(lane) = self.lanes.get_mut(at) {
             self.uploads += 1;
-            let upload = Upload {
-                key: key.to_vec(),
-                total,
-                ..Upload::default()
-            };
+            let upload = Upload::new(place, key, total);
             lane.upload = Some(Box::new(upload));
         }
         true
