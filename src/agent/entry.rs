@@ -66,6 +66,12 @@ impl Op {
         Self::ALL.get(usize::from(byte).checked_sub(1)?).copied()
     }
 
+    /// Whether an entry of it may name a branch.
+    #[must_use]
+    pub const fn has_branch(self) -> bool {
+        self.shape().branch
+    }
+
     const fn shape(self) -> Shape {
         const KEY: (u32, u32) = (1, KEY_BYTES_MAX as u32);
         const NONE: Shape = Shape {

@@ -18,7 +18,7 @@ use crate::client::reply::{
 use crate::client::session::{AttachedLane, Connection};
 use crate::client::{ClientError, Session};
 use crate::config::Durability;
-use crate::id::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
+use crate::id::{BranchNo, KEY_BYTES_MAX, VALUE_BYTES_MAX};
 use crate::metrics::Stats;
 
 /// Most bytes of a value asked for in one reply. A reply's pages stay resident for as long as the
@@ -63,6 +63,10 @@ pub struct Lane {
     /// Polls that came to nothing since the last that did not, and waits that did not poll.
     vain_spins: u32,
     reply: Vec<u8>,
+    /// A call on its way, in a buffer that is kept.
+    pub(super) request: Vec<u8>,
+    /// The branch that requests are about, where it is not the one that the lane is on.
+    pub(super) target: Option<BranchNo>,
     /// Until when, by the coarse clock, the window is used without a look at the socket.
     alive_until_ms: u64,
 }
@@ -79,6 +83,8 @@ impl Lane {
             next: 0,
             vain_spins: 0,
             reply: Vec::new(),
+            request: Vec::new(),
+            target: None,
             alive_until_ms: 0,
         }
     }
@@ -104,6 +110,9 @@ impl Lane {
     /// The value of `key` if the window holds it: never asks the shard.
     #[inline]
     pub fn get_window(&mut self, key: &[u8], out: &mut Vec<u8>) -> Option<Found> {
+        if self.target.is_some() {
+            return None;
+        }
         let window = self.window.as_ref()?;
         let hit = window.get_into(self.ring.view(), key, out)?;
         if !self.is_attended() {
@@ -489,9 +498,13 @@ impl Lane {
         self.requests.len()
     }
 
-    fn entry(&mut self, op: Op) -> Submission {
+    pub(super) fn entry(&mut self, op: Op) -> Submission {
         self.next += 1;
-        Submission::new(op, self.next)
+        let mut entry = Submission::new(op, self.next);
+        if op.has_branch() {
+            entry.branch = self.target;
+        }
+        entry
     }
 
     fn submit_write(
@@ -510,7 +523,7 @@ impl Lane {
         self.submit_parts(entry, key, [&id, value], 0)
     }
 
-    fn submit(
+    pub(super) fn submit(
         &mut self,
         entry: Submission,
         key: &[u8],
@@ -530,7 +543,7 @@ impl Lane {
     ) -> Result<Ticket, ClientError> {
         let keyless = matches!(
             entry.op,
-            Op::Scan | Op::MultiGet | Op::MultiPut | Op::Sync | Op::Stats
+            Op::Scan | Op::MultiGet | Op::MultiPut | Op::Sync | Op::Stats | Op::Call
         );
         if !keyless && !(1..=KEY_BYTES_MAX).contains(&key.len()) {
             return Err(ClientError::KeyLength { bytes: key.len() });
@@ -654,6 +667,16 @@ impl Lane {
         ticket: Ticket,
         out: Option<&mut Vec<u8>>,
     ) -> Result<Completion, ClientError> {
+        let completion = self.complete(ticket, out)?;
+        ClientError::of(&completion).map_or(Ok(completion), Err)
+    }
+
+    /// Waits for one request, whatever came of it, and takes its reply.
+    fn complete(
+        &mut self,
+        ticket: Ticket,
+        out: Option<&mut Vec<u8>>,
+    ) -> Result<Completion, ClientError> {
         self.flush();
         loop {
             let at = self
@@ -664,7 +687,7 @@ impl Lane {
             if let Some(completion) = self.requests[at].done {
                 let mut nowhere = Vec::new();
                 self.release(at, completion, out.unwrap_or(&mut nowhere));
-                return ClientError::of(&completion).map_or(Ok(completion), Err);
+                return Ok(completion);
             }
             let completion = self.next_completion()?;
             self.note(completion)?;
@@ -680,6 +703,19 @@ impl Lane {
         let mut reply = std::mem::take(&mut self.reply);
         let finished = self.finish(ticket, Some(&mut reply));
         let outcome = finished.and_then(|completion| read(self, &completion, &reply));
+        self.reply = reply;
+        outcome
+    }
+
+    /// As [`Lane::with_reply`], for a request whose errors have replies too.
+    pub(super) fn with_answer<T>(
+        &mut self,
+        ticket: Ticket,
+        read: impl FnOnce(&Completion, &[u8]) -> Result<T, ClientError>,
+    ) -> Result<T, ClientError> {
+        let mut reply = std::mem::take(&mut self.reply);
+        let completed = self.complete(ticket, Some(&mut reply));
+        let outcome = completed.and_then(|completion| read(&completion, &reply));
         self.reply = reply;
         outcome
     }

@@ -18,8 +18,12 @@ mod reply;
 mod session;
 mod versions;
 
+pub use crate::agent::call::{DiffCounts, Policy, Revision};
 pub use error::ClientError;
 pub use lane::Lane;
 pub use reply::{Expect, Found, Page, PutOptions, Reply, ScannedKey, Stat, Ticket, Written};
 pub use session::{Attach, AttachedLane, Connection, Session};
-pub use versions::{MergeConflict, ValueRef};
+pub use versions::{
+    BranchInfo, Checkpointed, KeyDifference, Listed, LogEntry, MergeConflict, Merged,
+    NewCheckpoint, On, ValueRef,
+};
