@@ -13,7 +13,7 @@
 //!   evict one before it is read: then that access waits for the device. Asking costs less than
 //!   pinning, and the pages just asked for are the last to be evicted.
 //!
-//! Cost of [`Mapping::resident`]: one `mincore` (two per 256 KiB), and a minor fault per 64 KiB
+//! Cost of [`Mapping::is_resident`]: one `mincore` (two per 256 KiB), and a minor fault per 64 KiB
 //! that was not touched since the last zap.
 
 #![expect(
