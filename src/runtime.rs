@@ -517,7 +517,14 @@ fn warn_of_damage(shard: ShardNo, recovered: &Recovered) {
             bytes = at.bytes,
             sequence = sequence.0,
             kept_as = tail_file_name(at.segment, at.offset.into(), mark),
-            "the log ended in bytes that are no record and were never synced: they are kept aside"
+            "the log ended in bytes that are no record, and nothing says that they were synced: kept aside"
+        );
+    }
+    for segment in &recovered.set_aside {
+        tracing::warn!(
+            shard = shard.0,
+            segment = segment.0,
+            "a segment behind the end of the log, and nothing says that it was synced: renamed to an orphan"
         );
     }
 }

@@ -66,6 +66,8 @@ pub struct Recovered {
     pub start: LogStart,
     /// What was cut off the last segment, and kept: [`super::files::tail_file_name`].
     pub cut: Option<Cut>,
+    /// Segments behind the end of the log that were renamed, the last one first.
+    pub set_aside: Vec<SegmentNo>,
     /// Damaged payloads, the first few of [`RecoverReport::damaged`].
     pub damaged: Vec<Location>,
     /// For a log line.
@@ -217,6 +219,7 @@ pub fn recover<F: SegmentFiles + ?Sized>(
         look: vec![0; LOOK_BYTES],
         heads: Vec::new(),
         report: RecoverReport::default(),
+        set_aside: Vec::new(),
         damaged: Vec::new(),
     };
     let kept = walk.segments()?;
@@ -240,6 +243,7 @@ pub fn recover<F: SegmentFiles + ?Sized>(
             ..walk.report
         },
         cut,
+        set_aside: walk.set_aside,
         damaged: walk.damaged,
         start: LogStart {
             next_segment: SegmentNo(tail.map_or(0, |tail| tail.segment.0) + 1),
@@ -372,6 +376,7 @@ struct Walk<'a, F: ?Sized> {
     look: Vec<u8>,
     heads: Vec<u8>,
     report: RecoverReport,
+    set_aside: Vec<SegmentNo>,
     damaged: Vec<Location>,
 }
 
@@ -652,6 +657,7 @@ impl<F: SegmentFiles + ?Sized> Walk<'_, F> {
                 self.files.remove_empty(file.segment)?;
             } else {
                 self.files.set_aside(file.segment)?;
+                self.set_aside.push(file.segment);
                 self.report.set_aside += 1;
             }
         }

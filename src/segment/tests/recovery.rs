@@ -100,6 +100,7 @@ fn a_tear_in_the_middle_ends_the_log_and_sets_the_rest_aside() {
         (recovered.report.set_aside, recovered.report.segments),
         (1, 2)
     );
+    assert_eq!(recovered.set_aside, [SegmentNo(3)]);
     assert!(recovered.report.truncated_bytes > 40_000);
     let kept = disk.tails.values().map(|tail| tail.len() as u64);
     assert!(kept.eq([recovered.report.truncated_bytes]));
