@@ -498,15 +498,23 @@ fn a_granted_batch_fits_with_what_the_log_says_itself() {
         if granted.is_err() {
             continue;
         }
-        let one = Owned::put(2, b"12345678", &[2; 40_000]);
-        let rest = batch - one.record().record_bytes() - 80;
-        let two = Owned::put(2, b"12345678", &vec![3; rest.min(60_000)]);
-        for record in [&one, &two] {
+        // Three records that are as large as what was granted, to the byte.
+        let mut rest = batch;
+        let records = [30_000, 30_000, 0].map(|bytes| {
+            let bytes = if bytes == 0 { rest - 80 } else { bytes };
+            let record = Owned::put(2, b"12345678", &vec![2; bytes.min(65_536)]);
+            rest -= record.record().record_bytes();
+            record
+        });
+        assert!(rest == 0 || spare);
+        let more = (rest > 0).then(|| Owned::put(3, b"12345678", &vec![3; rest - 80]));
+        let records = [&records[..], more.as_slice()].concat();
+        for record in &records {
             rig.log.append(&record.record()).unwrap();
         }
         rig.flush();
         rig.disk.kill();
-        assert_eq!(read_back(&mut rig.disk).unwrap().1[1..], [one, two]);
+        assert_eq!(read_back(&mut rig.disk).unwrap().1[1..], records);
     }
 }
 
