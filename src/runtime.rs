@@ -34,7 +34,10 @@ use crate::id::ShardNo;
 use crate::io::{Backend, IoCore, IoError, IoOptions, ShardDisk, ShardFiles};
 use crate::mesh::mesh;
 use crate::metrics::{ShardCounters, Stats};
-use crate::segment::{Directory, Log, LogConfig, LogId, RecoverError, RecoverReport, SegmentFiles};
+use crate::segment::files::tail_file_name;
+use crate::segment::{
+    Cut, Directory, Log, LogConfig, LogId, RecoverError, RecoverReport, Recovered, SegmentFiles,
+};
 use crate::shard::store::Store;
 use crate::shard::{Command, PeerMessage, Shard, ShardOptions, Tables, TablesError};
 use crate::shared::SharedError;
@@ -261,6 +264,7 @@ impl Runtime {
             records = recovery.report.records,
             bytes = recovery.report.record_bytes,
             truncated_bytes = recovery.report.truncated_bytes,
+            damaged = recovery.report.damaged,
             set_aside = recovery.report.set_aside,
             seconds = recovery.elapsed.as_secs_f64(),
             "recovered"
@@ -446,7 +450,7 @@ fn recover_shard(
     config: &Config,
     shards: usize,
 ) -> Result<(Store<ShardDisk>, RecoverReport), RuntimeError> {
-    type Outcome = Result<(Tables, crate::segment::Recovered), RuntimeError>;
+    type Outcome = Result<(Tables, Recovered), RuntimeError>;
     let (tables, recovered) = io.run_blocking(move || -> Outcome {
         let mut files = Directory::new(directory);
         let mut tables = Tables::default();
@@ -469,6 +473,7 @@ fn recover_shard(
         Ok((tables, recovered))
     })?;
     let report = recovered.report;
+    warn_of_damage(no, &recovered);
     for (segment, bytes) in disk.existing()? {
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
         disk.open_existing(segment, bytes)
@@ -493,6 +498,37 @@ fn recover_shard(
     Ok((Store::new(tables, log, disk, l2, index_bytes_max), report))
 }
 
+/// Says what was not read back, and where it is.
+fn warn_of_damage(shard: ShardNo, recovered: &Recovered) {
+    for at in &recovered.damaged {
+        tracing::warn!(
+            shard = shard.0,
+            segment = at.segment.0,
+            offset = at.offset,
+            bytes = at.bytes,
+            "stored bytes are damaged: reads of their values are refused until these are written again"
+        );
+    }
+    if let Some(Cut { at, sequence, mark }) = recovered.cut {
+        tracing::warn!(
+            shard = shard.0,
+            segment = at.segment.0,
+            offset = at.offset,
+            bytes = at.bytes,
+            sequence = sequence.0,
+            kept_as = tail_file_name(at.segment, at.offset.into(), mark),
+            "the log ended in bytes that are no record, and nothing says that they were synced: kept aside"
+        );
+    }
+    for segment in &recovered.set_aside {
+        tracing::warn!(
+            shard = shard.0,
+            segment = segment.0,
+            "a segment behind the end of the log, and nothing says that it was synced: renamed to an orphan"
+        );
+    }
+}
+
 /// A name for a new log: nothing depends on its quality but that two differ.
 fn fresh_log_id() -> LogId {
     use std::hash::{BuildHasher, RandomState};
@@ -506,6 +542,7 @@ fn add_report(sum: &mut RecoverReport, one: &RecoverReport) {
     sum.sealed += one.sealed;
     sum.read_bytes += one.read_bytes;
     sum.truncated_bytes += one.truncated_bytes;
+    sum.damaged += one.damaged;
     sum.set_aside += one.set_aside;
 }
 

@@ -192,6 +192,62 @@ fn segments_of_a_newer_version_are_refused_and_kept() {
     );
 }
 
+/// Where a record begins whose key is this.
+fn record_of(bytes: &[u8], key: &[u8]) -> usize {
+    let at = bytes.windows(key.len()).position(|window| window == key);
+    // Behind header and id.
+    at.unwrap() - 72
+}
+
+#[test]
+fn a_damaged_record_that_was_synced_refuses_the_start_and_says_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let runtime = Runtime::start(config(dir.path())).unwrap();
+    let mut lane = runtime.agent("a").unwrap();
+    lane.put(b"before it", b"first").unwrap();
+    lane.put(b"the record", b"second").unwrap();
+    lane.sync(helios::config::Durability::Power).unwrap();
+    lane.put(b"behind it", b"third").unwrap();
+    drop(lane);
+    drop(runtime);
+    let segment = &segments(dir.path())[0];
+    let good = std::fs::read(segment).unwrap();
+    let place = record_of(&good, b"the record");
+    let mut bad = good.clone();
+    bad[place + 75] ^= 1;
+    std::fs::write(segment, &bad).unwrap();
+    let words = [
+        segment.to_str().unwrap(),
+        &format!("at byte {place}"),
+        "restore the file",
+        &format!("cut it to {place} bytes"),
+    ];
+    let error = check(config(dir.path()), None, &words);
+    assert!(matches!(error, RuntimeError::Recover { .. }), "{error}");
+    assert_eq!(std::fs::read(segment).unwrap(), bad);
+    // Either of what it says helps.
+    std::fs::write(segment, &good).unwrap();
+    let copy = tempfile::tempdir().unwrap();
+    let mut cp = Command::new("cp");
+    let copied = cp.arg("-a").arg(dir.path()).arg(copy.path()).status();
+    assert!(copied.unwrap().success());
+    let copy = copy.path().join(dir.path().file_name().unwrap());
+    for (dir, cut) in [(dir.path(), false), (&copy, true)] {
+        let files = segments(dir);
+        if cut {
+            std::fs::write(&files[0], &bad[..place]).unwrap();
+            for later in &files[1..] {
+                std::fs::remove_file(later).unwrap();
+            }
+        }
+        let runtime = Runtime::start(config(dir)).unwrap();
+        let mut lane = runtime.agent("a").unwrap();
+        let mut found = |key: &[u8]| value_of(&mut lane, key).unwrap().is_some();
+        assert!(found(b"before it"));
+        assert_eq!((found(b"the record"), found(b"behind it")), (!cut, !cut));
+    }
+}
+
 fn segments(dir: &Path) -> Vec<PathBuf> {
     let files = std::fs::read_dir(dir.join("shard-000")).unwrap();
     let mut files: Vec<_> = files.map(|file| file.unwrap().path()).collect();

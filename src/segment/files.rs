@@ -4,7 +4,8 @@
 //! [`super::Disk`]. Two implementations: [`Directory`], and memory with faults in tests.
 //!
 //! Invariants
-//! - nothing that holds a record is ever deleted: it is renamed to `NAME.orphan-N`.
+//! - nothing that may hold a record is ever lost: a segment is renamed to `NAME.orphan-N`, bytes that
+//!   are cut off one are copied to [`tail_file_name`] first.
 //! - names that are not `DDDDDDDD.seg` are left alone.
 
 use std::fs::{File, OpenOptions};
@@ -16,6 +17,9 @@ use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
 use crate::id::SegmentNo;
+
+/// Bytes copied at a time; a hole is left for as many zeros.
+const COPY_BLOCK_BYTES: usize = 64 << 10;
 
 /// What the file system refused.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -115,6 +119,16 @@ pub trait SegmentFiles {
     /// there is only a hole until the end.
     fn data_from(&mut self, segment: SegmentNo, offset: u64) -> Result<Option<u64>, FilesError>;
 
+    /// Copies `bytes` bytes from `from` on to [`tail_file_name`], durable with its name; does nothing
+    /// if a file of that name is there, as one copy of the same bytes is enough.
+    fn keep_tail(
+        &mut self,
+        segment: SegmentNo,
+        from: u64,
+        bytes: u64,
+        mark: u32,
+    ) -> Result<(), FilesError>;
+
     /// Renames the file so that it is no segment any more.
     fn set_aside(&mut self, segment: SegmentNo) -> Result<(), FilesError>;
 
@@ -132,6 +146,13 @@ pub trait SegmentFiles {
 #[must_use]
 pub fn segment_file_name(segment: SegmentNo) -> String {
     format!("{:08}.seg", segment.0)
+}
+
+/// The name under which the bytes are kept that were behind the end of a log, at byte `from` of a
+/// segment; `mark` is the checksum of its header.
+#[must_use]
+pub fn tail_file_name(segment: SegmentNo, from: u64, mark: u32) -> String {
+    format!("{}.tail-{from}-{mark:08x}", segment_file_name(segment))
 }
 
 /// The segment whose file has this name.
@@ -183,6 +204,28 @@ impl Directory {
     ) -> Result<T, FilesError> {
         let result = action(self.file(segment)?);
         result.map_err(|error| FilesError::new(call, &self.path(segment), &error))
+    }
+
+    /// Copies a range to a file, but for blocks of zeros, and syncs it.
+    fn copy_range(
+        &mut self,
+        segment: SegmentNo,
+        from: u64,
+        bytes: u64,
+        to: &Path,
+    ) -> Result<(), FilesError> {
+        let failed = |error: io::Error| FilesError::new("write", to, &error);
+        let copy = File::create(to).map_err(failed)?;
+        let mut block = vec![0; COPY_BLOCK_BYTES];
+        for start in (0..bytes).step_by(COPY_BLOCK_BYTES) {
+            let want = (bytes - start).min(COPY_BLOCK_BYTES as u64) as usize;
+            let got = self.read_at(segment, from + start, &mut block[..want])?;
+            if block[..got].iter().any(|byte| *byte != 0) {
+                copy.write_all_at(&block[..got], start).map_err(failed)?;
+            }
+        }
+        copy.set_len(bytes).map_err(failed)?;
+        copy.sync_all().map_err(failed)
     }
 
     /// The first free name for a segment that is set aside.
@@ -266,6 +309,23 @@ impl SegmentFiles for Directory {
                 Err(errno) => Err(errno.into()),
             }
         })
+    }
+
+    fn keep_tail(
+        &mut self,
+        segment: SegmentNo,
+        from: u64,
+        bytes: u64,
+        mark: u32,
+    ) -> Result<(), FilesError> {
+        let name = tail_file_name(segment, from, mark);
+        let (kept, partial) = (self.path.join(&name), self.path.join(name + ".partial"));
+        if kept.symlink_metadata().is_err() {
+            self.copy_range(segment, from, bytes, &partial)?;
+            std::fs::rename(&partial, &kept)
+                .map_err(|error| FilesError::new("rename", &partial, &error))?;
+        }
+        self.sync_directory()
     }
 
     fn set_aside(&mut self, segment: SegmentNo) -> Result<(), FilesError> {

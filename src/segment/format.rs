@@ -1,4 +1,4 @@
-//! The bytes of segment files: header, records, footer.
+//! The bytes of segment files: header and records; `footer` has the rest.
 //!
 //! Floor 1. Pure functions of bytes: no file, no clock, no state. `FORMAT.md` beside this file is
 //! the same in words; a stranger can implement from it.
@@ -23,8 +23,6 @@ pub const SEGMENT_HEADER_BYTES: usize = 64;
 pub const RECORD_HEADER_BYTES: usize = 40;
 /// Records begin on multiples of this.
 pub const RECORD_ALIGN: usize = 8;
-/// Bytes of the trailer that ends a sealed file.
-pub const TRAILER_BYTES: usize = 48;
 /// Largest blob in one record; larger values are lists of parts of this size.
 pub const PART_BYTES_MAX: usize = 64 << 10;
 /// Largest payload: a part, with room to spare for other kinds.
@@ -33,14 +31,16 @@ pub const PAYLOAD_BYTES_MAX: usize = PART_BYTES_MAX + (4 << 10);
 pub const HEAD_BYTES_MAX: usize = RECORD_HEADER_BYTES + OBJECT_ID_BYTES + KEY_BYTES_MAX;
 /// Largest record, padding included.
 pub const RECORD_BYTES_MAX: usize = align(HEAD_BYTES_MAX + PAYLOAD_BYTES_MAX);
+/// A [`Record::Synced`] in the file.
+pub const SYNCED_BYTES: usize = align(RECORD_HEADER_BYTES);
 
 const SEGMENT_MAGIC: [u8; 8] = *b"HELIOSEG";
-const TRAILER_MAGIC: [u8; 8] = *b"HELIOFTR";
 
 const KIND_AGENT: u8 = 1;
 const KIND_PUT: u8 = 2;
 const KIND_DELETE: u8 = 3;
 const KIND_OBJECT: u8 = 4;
+const KIND_SYNCED: u8 = 5;
 
 const FLAG_ID: u8 = 1;
 const FLAG_PAYLOAD: u8 = 2;
@@ -115,6 +115,11 @@ pub enum Head<'a> {
         /// Its name.
         id: ObjectId,
     },
+    /// Evidence for recovery, of no meaning to anyone else.
+    Synced {
+        /// This record and all before it were on the device when the head was written.
+        upto: Sequence,
+    },
 }
 
 impl Head<'_> {
@@ -127,6 +132,7 @@ impl Head<'_> {
             }
             Self::Put { key, .. } => RECORD_HEADER_BYTES + OBJECT_ID_BYTES + key.len(),
             Self::Object { .. } => RECORD_HEADER_BYTES + OBJECT_ID_BYTES,
+            Self::Synced { .. } => RECORD_HEADER_BYTES,
         }
     }
 
@@ -135,7 +141,7 @@ impl Head<'_> {
     pub fn verify(&self, payload: &[u8]) -> bool {
         match self {
             Self::Put { kind, id, .. } | Self::Object { kind, id } => kind.id_of(payload) == *id,
-            Self::Agent { .. } | Self::Delete { .. } => payload.is_empty(),
+            Self::Agent { .. } | Self::Delete { .. } | Self::Synced { .. } => payload.is_empty(),
         }
     }
 }
@@ -184,6 +190,13 @@ pub enum Record<'a> {
         /// them: the upload needs them too, whatever becomes of their other owners.
         payload: Option<&'a [u8]>,
     },
+    /// See [`Head::Synced`].
+    Synced {
+        /// The log that says so.
+        log_id: LogId,
+        /// The last record that was on the device.
+        upto: Sequence,
+    },
 }
 
 impl<'a> Record<'a> {
@@ -216,6 +229,7 @@ impl<'a> Record<'a> {
             },
             Self::Delete { agent, key } => Head::Delete { agent, key },
             Self::Object { kind, id, .. } => Head::Object { kind, id },
+            Self::Synced { upto, .. } => Head::Synced { upto },
         }
     }
 
@@ -224,7 +238,7 @@ impl<'a> Record<'a> {
     pub fn payload(&self) -> Option<&'a [u8]> {
         match *self {
             Self::Put { payload, .. } | Self::Object { payload, .. } => payload,
-            Self::Agent { .. } | Self::Delete { .. } => None,
+            Self::Agent { .. } | Self::Delete { .. } | Self::Synced { .. } => None,
         }
     }
 
@@ -248,7 +262,7 @@ impl<'a> Record<'a> {
             && match *self {
                 Self::Agent { name, .. } => name.len() <= AGENT_NAME_BYTES_MAX,
                 Self::Delete { key, .. } => key.len() <= KEY_BYTES_MAX,
-                Self::Object { .. } => true,
+                Self::Object { .. } | Self::Synced { .. } => true,
                 Self::Put {
                     key,
                     kind,
@@ -272,7 +286,7 @@ pub const fn align(bytes: usize) -> usize {
 }
 
 /// CRC-32 of `bytes`, continued from `seed` (zlib's `crc32(seed, bytes)`).
-fn checksum(seed: u32, bytes: &[u8]) -> u32 {
+pub(super) fn checksum(seed: u32, bytes: &[u8]) -> u32 {
     let mut hasher = crc32fast::Hasher::new_with_initial(seed);
     hasher.update(bytes);
     hasher.finalize()
@@ -302,14 +316,14 @@ pub fn encode(
         record.within_limits(),
         "a record larger than the format allows"
     );
-    let (kind, agent, key, id, value_bytes, mut flags) = match *record {
+    let (kind, owner, key, id, value_bytes, mut flags) = match *record {
         Record::Agent {
             agent,
             public,
             name,
         } => (
             KIND_AGENT,
-            agent.0,
+            u64::from(agent.0),
             name,
             None,
             0,
@@ -324,13 +338,13 @@ pub fn encode(
             ..
         } => (
             KIND_PUT,
-            agent.0,
+            u64::from(agent.0),
             key,
             Some(id),
             value_bytes,
             list_flag(kind),
         ),
-        Record::Delete { agent, key } => (KIND_DELETE, agent.0, key, None, 0, 0),
+        Record::Delete { agent, key } => (KIND_DELETE, u64::from(agent.0), key, None, 0, 0),
         Record::Object { kind, id, payload } => (
             KIND_OBJECT,
             0,
@@ -339,6 +353,10 @@ pub fn encode(
             payload.map_or(0, <[u8]>::len) as u64,
             list_flag(kind),
         ),
+        Record::Synced { log_id, upto } => {
+            let proof = synced_proof(log_id, sequence, upto);
+            (KIND_SYNCED, proof, &b""[..], None, upto.0, 0)
+        }
     };
     let payload = record.payload();
     flags |= if id.is_some() { FLAG_ID } else { 0 };
@@ -351,8 +369,8 @@ pub fn encode(
     header[5] = flags;
     header[6..8].copy_from_slice(&(key.len() as u16).to_le_bytes());
     header[8..16].copy_from_slice(&sequence.0.to_le_bytes());
-    header[16..20].copy_from_slice(&agent.to_le_bytes());
-    // 20..24 is the branch: 0 until there are branches.
+    // 20..24 is the branch, 0 until there are branches; in a Synced both are its proof.
+    header[16..24].copy_from_slice(&owner.to_le_bytes());
     header[24..28].copy_from_slice(&(payload.len() as u32).to_le_bytes());
     header[28..32].copy_from_slice(&take.to_le_bytes());
     header[32..40].copy_from_slice(&value_bytes.to_le_bytes());
@@ -370,6 +388,27 @@ pub fn encode(
         head_bytes,
         checksum,
     }
+}
+
+/// What makes a Synced record believed where the records before it can't be read: agents choose
+/// bytes of payloads, but don't know the log's id.
+fn synced_proof(log_id: LogId, sequence: Sequence, upto: Sequence) -> u64 {
+    let mut said = [0; 24];
+    said[..8].copy_from_slice(&log_id.0.to_le_bytes());
+    said[8..16].copy_from_slice(&sequence.0.to_le_bytes());
+    said[16..].copy_from_slice(&upto.0.to_le_bytes());
+    ObjectId::of_blob(&said).hash64()
+}
+
+/// What a [`Record::Synced`] of this log says that `bytes` begin with, whatever lies before them.
+#[must_use]
+pub fn synced_at(bytes: &[u8], log_id: LogId) -> Option<Sequence> {
+    let header: &[u8; RECORD_HEADER_BYTES] = bytes.first_chunk()?;
+    if header[4..8] != [KIND_SYNCED, 0, 0, 0] {
+        return None;
+    }
+    let (sequence, upto) = (Sequence(u64_at(header, 8)), Sequence(u64_at(header, 32)));
+    (u64_at(header, 16) == synced_proof(log_id, sequence, upto)).then_some(upto)
 }
 
 fn list_flag(kind: ValueKind) -> u8 {
@@ -467,7 +506,7 @@ fn head_of<'a>(header: &[u8], id: Option<ObjectId>, key: &'a [u8]) -> Option<Hea
         ValueKind::List
     };
     let has_payload = flags & FLAG_PAYLOAD != 0;
-    if branch != 0 || (!has_payload && payload_bytes != 0) {
+    if !has_payload && payload_bytes != 0 || branch != 0 && kind != KIND_SYNCED {
         return None;
     }
     let allowed = |mask: u8| flags & !mask == 0;
@@ -498,6 +537,9 @@ fn head_of<'a>(header: &[u8], id: Option<ObjectId>, key: &'a [u8]) -> Option<Hea
                 id,
             })
         }
+        (KIND_SYNCED, None) if allowed(0) && key.is_empty() => Some(Head::Synced {
+            upto: Sequence(value_bytes),
+        }),
         _ => None,
     }
 }
@@ -529,6 +571,8 @@ pub struct SegmentHeader {
     pub take: u32,
     /// Checksum of the last record before it, 0 if there is none.
     pub previous: u32,
+    /// This record and all before it were on the device when the header was written.
+    pub synced: Sequence,
 }
 
 /// Why 64 bytes are no header of a segment that can be read.
@@ -562,6 +606,7 @@ impl SegmentHeader {
         bytes[24..32].copy_from_slice(&self.log_id.0.to_le_bytes());
         bytes[32..40].copy_from_slice(&self.first.0.to_le_bytes());
         bytes[40..44].copy_from_slice(&self.previous.to_le_bytes());
+        bytes[48..56].copy_from_slice(&self.synced.0.to_le_bytes());
         let sum = checksum(0, &bytes[..60]);
         bytes[60..].copy_from_slice(&sum.to_le_bytes());
         bytes
@@ -605,149 +650,7 @@ impl SegmentHeader {
             first: Sequence(u64_at(bytes, 32)),
             take: u32_at(bytes, 20),
             previous: u32_at(bytes, 40),
+            synced: Sequence(u64_at(bytes, 48)),
         })
-    }
-}
-
-/// Ends the footer, and with it the file of a sealed segment.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Trailer {
-    /// Sequence of the first record.
-    pub first: Sequence,
-    /// Sequence of the last record.
-    pub last: Sequence,
-    /// Records.
-    pub count: u32,
-    /// Where the last record ends and the footer begins.
-    pub data_end: u32,
-    /// Bytes of the heads before the trailer.
-    pub heads_bytes: u32,
-    /// Checksum of the last record.
-    pub last_checksum: u32,
-}
-
-impl Trailer {
-    /// The last 48 bytes of the file.
-    #[must_use]
-    pub fn encode(&self, seed: u32) -> [u8; TRAILER_BYTES] {
-        let mut bytes = [0; TRAILER_BYTES];
-        bytes[..8].copy_from_slice(&TRAILER_MAGIC);
-        bytes[8..16].copy_from_slice(&self.first.0.to_le_bytes());
-        bytes[16..24].copy_from_slice(&self.last.0.to_le_bytes());
-        bytes[24..28].copy_from_slice(&self.count.to_le_bytes());
-        bytes[28..32].copy_from_slice(&self.data_end.to_le_bytes());
-        bytes[32..36].copy_from_slice(&self.heads_bytes.to_le_bytes());
-        bytes[36..40].copy_from_slice(&self.last_checksum.to_le_bytes());
-        let sum = checksum(seed, &bytes[..44]);
-        bytes[44..].copy_from_slice(&sum.to_le_bytes());
-        bytes
-    }
-
-    /// Whether these bytes were a trailer once.
-    #[must_use]
-    pub fn has_magic(bytes: &[u8; TRAILER_BYTES]) -> bool {
-        bytes[..8] == TRAILER_MAGIC
-    }
-
-    /// Reads a trailer; `None` if these bytes are none of this segment.
-    #[must_use]
-    pub fn decode(bytes: &[u8; TRAILER_BYTES], seed: u32) -> Option<Self> {
-        (bytes[..8] == TRAILER_MAGIC && checksum(seed, &bytes[..44]) == u32_at(bytes, 44)).then(
-            || Self {
-                first: Sequence(u64_at(bytes, 8)),
-                last: Sequence(u64_at(bytes, 16)),
-                count: u32_at(bytes, 24),
-                data_end: u32_at(bytes, 28),
-                heads_bytes: u32_at(bytes, 32),
-                last_checksum: u32_at(bytes, 36),
-            },
-        )
-    }
-}
-
-/// A footer in the making: the heads of a segment's records, one after the other, unpadded.
-#[derive(Debug, Clone, Default)]
-pub struct Footer {
-    heads: Vec<u8>,
-    count: u32,
-}
-
-/// A point to which a [`Footer`] can go back.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct FooterMark {
-    heads_bytes: usize,
-    count: u32,
-}
-
-impl Footer {
-    /// An empty footer with room for `bytes` of heads.
-    #[must_use]
-    pub fn with_capacity(bytes: usize) -> Self {
-        Self {
-            heads: Vec::with_capacity(bytes),
-            count: 0,
-        }
-    }
-
-    /// Adds the head of the next record.
-    pub fn push(&mut self, head: &[u8]) {
-        self.heads.extend_from_slice(head);
-        self.count += 1;
-    }
-
-    /// Records so far.
-    #[must_use]
-    pub fn count(&self) -> u32 {
-        self.count
-    }
-
-    /// Bytes of heads so far.
-    #[must_use]
-    pub fn heads_bytes(&self) -> usize {
-        self.heads.len()
-    }
-
-    /// Bytes of memory it holds.
-    #[must_use]
-    pub fn capacity(&self) -> usize {
-        self.heads.capacity()
-    }
-
-    /// This point.
-    #[must_use]
-    pub fn mark(&self) -> FooterMark {
-        FooterMark {
-            heads_bytes: self.heads.len(),
-            count: self.count,
-        }
-    }
-
-    /// Forgets what was pushed after `mark`.
-    pub fn rewind(&mut self, mark: FooterMark) {
-        self.heads.truncate(mark.heads_bytes);
-        self.count = mark.count;
-    }
-
-    /// The bytes to write at `data_end`: heads and trailer. `last_checksum` is of the last
-    /// record, `header_checksum` of the segment's header.
-    #[must_use]
-    pub fn finish(
-        mut self,
-        first: Sequence,
-        data_end: u32,
-        last_checksum: u32,
-        header_checksum: u32,
-    ) -> Vec<u8> {
-        let trailer = Trailer {
-            first,
-            last: Sequence((first.0 + u64::from(self.count)).saturating_sub(1)),
-            count: self.count,
-            data_end,
-            heads_bytes: self.heads.len() as u32,
-            last_checksum,
-        };
-        self.heads
-            .extend_from_slice(&trailer.encode(header_checksum));
-        self.heads
     }
 }

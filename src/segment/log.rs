@@ -10,16 +10,20 @@
 //! - what a failed flush dropped never comes back once a later flush succeeded: records carry the
 //!   number of rollbacks before them (`take`), and each continues the checksum of the one before.
 //! - [`Log::synced`] covers a record only if every earlier one is on the device too.
+//! - what is synced is said in the log as soon as something follows: by the footer of its segment, by
+//!   a [`Record::Synced`], or by the next header. A footer is written only when every earlier
+//!   segment is on the device.
 //! - after a failed sync nothing is written any more.
 
 use std::collections::VecDeque;
 
 use crate::id::{SegmentNo, ShardNo};
 
+use super::footer::{Footer, FooterMark};
 use super::format::{
-    Footer, FooterMark, LogId, RECORD_BYTES_MAX, Record, SEGMENT_HEADER_BYTES, SegmentHeader,
-    encode,
+    LogId, RECORD_BYTES_MAX, Record, SEGMENT_HEADER_BYTES, SYNCED_BYTES, SegmentHeader, encode,
 };
+use super::outcome::{Appended, LogError, LogEvent, LogTotals, NotReady, Read, SegmentState};
 use super::{Disk, DiskError, IoReply, IoRequest, Location, Sequence};
 
 /// Smallest `segment_bytes`: a record of any size fits.
@@ -30,8 +34,8 @@ pub const SEGMENT_BYTES_MAX: u32 = 1 << 30;
 pub const BUFFER_BYTES_MIN: usize = 128 << 10;
 
 const _: () = {
-    assert!(SEGMENT_HEADER_BYTES + RECORD_BYTES_MAX <= SEGMENT_BYTES_MIN as usize);
-    assert!(SEGMENT_HEADER_BYTES + RECORD_BYTES_MAX <= BUFFER_BYTES_MIN);
+    let most = SEGMENT_HEADER_BYTES + SYNCED_BYTES + RECORD_BYTES_MAX;
+    assert!(most <= SEGMENT_BYTES_MIN as usize && most <= BUFFER_BYTES_MIN);
 };
 
 /// Where a log goes on: the end of what was recovered.
@@ -71,106 +75,6 @@ pub struct LogConfig {
     pub segment_bytes: u32,
     /// Size of the append buffer, at least [`BUFFER_BYTES_MIN`].
     pub buffer_bytes: usize,
-}
-
-/// Why bytes can't be appended now.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum NotReady {
-    /// The buffer is full (flush), or the next segment is still being made.
-    #[error("the log waits for its disk")]
-    Wait,
-    /// The next segment can't be made; see [`Log::retry_create`].
-    #[error("no new segment can be made: {0}")]
-    Failed(DiskError),
-    /// A sync failed: nothing is written until the next start.
-    #[error("the log is read-only since a sync failed: {0}")]
-    ReadOnly(DiskError),
-}
-
-/// Why a call had no effect, or took one back.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum LogError {
-    /// Ask [`Log::ready`] first.
-    #[error(transparent)]
-    NotReady(#[from] NotReady),
-    /// The write failed. Every record since the last good flush is dropped.
-    #[error("{dropped} records were not written: {error}")]
-    Write {
-        /// What failed.
-        error: DiskError,
-        /// The last record that is still in the log.
-        flushed: Sequence,
-        /// Records dropped.
-        dropped: u64,
-    },
-}
-
-/// A record that was appended.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Appended {
-    /// Its place in the log.
-    pub sequence: Sequence,
-    /// Its payload; 0 bytes long if it has none.
-    pub payload: Location,
-    /// Bytes it takes in its segment: what [`Log::garbage`] wants when it is superseded.
-    pub record_bytes: u32,
-}
-
-/// Bytes of a payload.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Read<'a> {
-    /// In memory.
-    Here(&'a [u8]),
-    /// Perhaps not: ask for [`IoRequest::Read`].
-    Cold,
-}
-
-/// What a reply meant.
-#[derive(PartialEq, Eq, Debug)]
-#[non_exhaustive]
-pub enum LogEvent {
-    /// Nothing to do.
-    Nothing,
-    /// Every record up to this one is on the device.
-    Synced(Sequence),
-    /// The next segment is there: what waited may be tried again.
-    SpareReady,
-    /// The next segment can't be made. Appends go on while the active one has room.
-    CreateFailed(DiskError),
-    /// A sync failed; the log is read-only.
-    ReadOnly(DiskError),
-    /// The reply is not the log's.
-    NotMine(IoReply),
-}
-
-/// How full a segment is, and how much of it is garbage.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct SegmentState {
-    /// The segment.
-    pub segment: SegmentNo,
-    /// Its first record.
-    pub first: Sequence,
-    /// Its last record; one less than `first` while it has none.
-    pub last: Sequence,
-    /// Where the last record ends.
-    pub data_end: u32,
-    /// Bytes of all records.
-    pub record_bytes: u64,
-    /// Of these, bytes that nothing refers to any more.
-    pub dead_bytes: u64,
-}
-
-/// Sums over all segments.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct LogTotals {
-    /// Segments that hold records.
-    pub segments: u32,
-    /// Bytes of all records.
-    pub record_bytes: u64,
-    /// Of these, bytes that nothing refers to any more.
-    pub dead_bytes: u64,
 }
 
 /// The segment that is appended to.
@@ -236,10 +140,15 @@ pub struct Log {
     flushed: Sequence,
     flushed_checksum: u32,
     synced: Sequence,
+    /// Up to here the log says itself that it is synced; what the buffer says is included.
+    proven: Sequence,
+    flushed_proven: Sequence,
     sync_wanted: Sequence,
     /// The group commit that the I/O core has.
     sync_in_flight: Option<SyncInFlight>,
     unsynced: VecDeque<Unsynced>,
+    /// Seals queued or submitted.
+    sealing: u32,
     outbox: VecDeque<IoRequest>,
     take: u32,
     read_only: Option<DiskError>,
@@ -274,9 +183,12 @@ impl Log {
             flushed: last,
             flushed_checksum: last_checksum,
             synced: last,
+            proven: last,
+            flushed_proven: last,
             sync_wanted: last,
             sync_in_flight: None,
             unsynced: VecDeque::with_capacity(4),
+            sealing: 0,
             outbox: VecDeque::with_capacity(4),
             take: 0,
             read_only: None,
@@ -294,14 +206,13 @@ impl Log {
         if let Some(error) = &self.read_only {
             return Err(NotReady::ReadOnly(error.clone()));
         }
-        if self.buffer.len() + SEGMENT_HEADER_BYTES + bytes > self.config.buffer_bytes {
+        let bytes = bytes + if self.owes_proof() { SYNCED_BYTES } else { 0 };
+        let fits = self.fits(bytes);
+        let header_bytes = if fits { 0 } else { SEGMENT_HEADER_BYTES };
+        if self.buffer.len() + header_bytes + bytes > self.config.buffer_bytes {
             return Err(NotReady::Wait);
         }
-        if self
-            .active
-            .as_ref()
-            .is_some_and(|active| self.fits(active, bytes))
-        {
+        if fits {
             return Ok(());
         }
         match &self.spare {
@@ -312,14 +223,23 @@ impl Log {
     }
 
     /// Most bytes that one call of [`Log::ready`] can grant: they fit in the buffer, and in what
-    /// is left of one segment together with the whole next one.
+    /// is left of one segment together with the whole next one, and a [`Record::Synced`] with them.
     #[must_use]
     pub fn batch_bytes_max(&self) -> usize {
-        let spare_bytes = self.config.segment_bytes as usize - SEGMENT_HEADER_BYTES;
-        (self.config.buffer_bytes - SEGMENT_HEADER_BYTES).min(spare_bytes)
+        let bytes = self
+            .config
+            .buffer_bytes
+            .min(self.config.segment_bytes as usize);
+        bytes - SEGMENT_HEADER_BYTES - SYNCED_BYTES
     }
 
-    /// Appends a record to the buffer.
+    /// Something is on the device of which the log does not say so yet.
+    fn owes_proof(&self) -> bool {
+        self.synced > self.proven
+    }
+
+    /// Appends a record to the buffer; before it a [`Record::Synced`] if there was a sync since the
+    /// last one.
     ///
     /// # Errors
     /// [`LogError::NotReady`]; nothing happened then.
@@ -329,11 +249,19 @@ impl Log {
     pub fn append(&mut self, record: &Record<'_>) -> Result<Appended, LogError> {
         let bytes = record.record_bytes();
         self.ready(bytes)?;
-        if !self
-            .active
-            .as_ref()
-            .is_some_and(|active| self.fits(active, bytes))
-        {
+        // Else the header of the next segment says it.
+        if self.owes_proof() && self.fits(SYNCED_BYTES + bytes) {
+            let (log_id, upto) = (self.config.log_id, self.synced);
+            self.push(&Record::Synced { log_id, upto });
+            self.proven = upto;
+        }
+        Ok(self.push(record))
+    }
+
+    /// Appends what there is room for.
+    fn push(&mut self, record: &Record<'_>) -> Appended {
+        let bytes = record.record_bytes();
+        if !self.fits(bytes) {
             self.roll();
         }
         let active = self.active.as_mut().expect("ready() found room");
@@ -366,15 +294,17 @@ impl Log {
         state.last = sequence;
         state.data_end = active.end;
         state.record_bytes += bytes as u64;
-        Ok(Appended {
+        Appended {
             sequence,
             payload,
             record_bytes: bytes as u32,
-        })
+        }
     }
 
-    fn fits(&self, active: &Active, bytes: usize) -> bool {
-        active.end as usize + bytes <= self.config.segment_bytes as usize
+    /// Whether the active segment has room.
+    fn fits(&self, bytes: usize) -> bool {
+        let end = self.active.as_ref().map(|active| active.end as usize);
+        end.is_some_and(|end| end + bytes <= self.config.segment_bytes as usize)
     }
 
     /// Makes the spare the active segment and puts its header into the buffer.
@@ -399,7 +329,9 @@ impl Log {
             first,
             take: self.take,
             previous: self.checksum,
+            synced: self.synced,
         };
+        self.proven = self.synced;
         self.buffer.extend_from_slice(&header.encode());
         self.active = Some(Active {
             segment,
@@ -425,9 +357,9 @@ impl Log {
     ///
     /// # Errors
     /// [`LogError::Write`]: every record since the last good flush is dropped, sequences and
-    /// segments go back to where they were; the caller undoes its own part, and takes back each
-    /// [`Log::garbage`] since then with [`Log::revive`]. A dropped record may reappear only if
-    /// the process dies before the next good flush, or the power goes before the next sync.
+    /// segments go back to where they were; the caller undoes its own part. A dropped record may
+    /// reappear only if the process dies before the next good flush, or the power goes before the
+    /// next sync.
     pub fn flush(&mut self, disk: &mut impl Disk) -> Result<(), LogError> {
         if self.buffer.is_empty() {
             return Ok(());
@@ -441,6 +373,7 @@ impl Log {
         self.buffer.clear();
         self.flushed = self.last;
         self.flushed_checksum = self.checksum;
+        self.flushed_proven = self.proven;
         if let Some(old) = self.rolled.take() {
             self.split = 0;
             self.seal(old);
@@ -469,8 +402,30 @@ impl Log {
         disk.write_at(active.segment, active.flushed_end, new)
     }
 
-    /// Queues the seal of a full segment, all of which is written.
+    /// Seals the active segment although it has room: the next start reads its footer, not its
+    /// records. Does nothing while something waits for a flush. Appends after it begin a new segment.
+    pub fn end_segment(&mut self, disk: &mut impl Disk) {
+        if self.buffer.is_empty()
+            && self.read_only.is_none()
+            && let Some(old) = self.active.take()
+        {
+            self.seal(old);
+            self.send(disk);
+        }
+    }
+
+    /// Whether every segment is sealed, or at least synced where its footer found no room.
+    #[must_use]
+    pub fn is_sealed(&self) -> bool {
+        self.buffer.is_empty()
+            && self.unsynced.is_empty()
+            && self.sealing == 0
+            && self.outbox.is_empty()
+    }
+
+    /// Queues the seal of a segment that gets no more records, all of which are written.
     fn seal(&mut self, old: Active) {
+        self.sealing += 1;
         let last = Sequence(old.first.0 + u64::from(old.footer.count()) - 1);
         self.note_written(old.segment, old.end, old.first);
         let entry = self.unsynced.back_mut().expect("just noted");
@@ -531,6 +486,7 @@ impl Log {
         self.split = 0;
         self.last = self.flushed;
         self.checksum = self.flushed_checksum;
+        self.proven = self.flushed_proven;
         self.sync_wanted = self.sync_wanted.min(self.flushed);
         match self.take.checked_add(1) {
             Some(take) => self.take = take,
@@ -602,7 +558,16 @@ impl Log {
 
     fn send(&mut self, disk: &mut impl Disk) {
         while let Some(request) = self.outbox.pop_front() {
-            if let Err(request) = disk.submit(request) {
+            let earlier = self.unsynced.front().map(|entry| entry.segment);
+            // A footer also says that every segment before it is on the device.
+            let waits = matches!(&request, IoRequest::Seal { segment, .. }
+                if earlier.is_some_and(|earlier| earlier < *segment));
+            let refused = if waits {
+                Err(request)
+            } else {
+                disk.submit(request)
+            };
+            if let Err(request) = refused {
                 self.outbox.push_front(request);
                 return;
             }
@@ -640,16 +605,7 @@ impl Log {
                 segment,
                 upto,
                 result,
-            } => match result {
-                Ok(()) => self.on_synced(segment, upto, u32::MAX),
-                // The footer found no room. Its records can be synced without it: the next
-                // start scans the segment instead of reading its footer.
-                Err(DiskError::NoSpace) => {
-                    self.outbox.push_back(IoRequest::Sync { segment, upto });
-                    LogEvent::Nothing
-                }
-                Err(error) => self.fail(error),
-            },
+            } => self.on_sealed(segment, upto, result),
             other => LogEvent::NotMine(other),
         }
     }
@@ -664,6 +620,29 @@ impl Log {
                 self.spare = Spare::Failed(error.clone());
                 LogEvent::CreateFailed(error)
             }
+        }
+    }
+
+    fn on_sealed(
+        &mut self,
+        segment: SegmentNo,
+        upto: Sequence,
+        result: Result<(), DiskError>,
+    ) -> LogEvent {
+        self.sealing -= 1;
+        match result {
+            Ok(()) => {
+                self.proven = self.proven.max(upto);
+                self.flushed_proven = self.flushed_proven.max(upto);
+                self.on_synced(segment, upto, u32::MAX)
+            }
+            // The footer found no room. Its records can be synced without it: the next start
+            // scans the segment instead of reading its footer.
+            Err(DiskError::NoSpace) => {
+                self.outbox.push_front(IoRequest::Sync { segment, upto });
+                LogEvent::Nothing
+            }
+            Err(error) => self.fail(error),
         }
     }
 
@@ -727,13 +706,6 @@ impl Log {
     pub fn garbage(&mut self, segment: SegmentNo, record_bytes: u64) {
         if let Some(state) = self.state_mut(segment) {
             state.dead_bytes += record_bytes;
-        }
-    }
-
-    /// Takes back one [`Log::garbage`], after a failed flush.
-    pub fn revive(&mut self, segment: SegmentNo, record_bytes: u64) {
-        if let Some(state) = self.state_mut(segment) {
-            state.dead_bytes = state.dead_bytes.saturating_sub(record_bytes);
         }
     }
 

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 
 use crate::id::SegmentNo;
 
-use super::files::{FilesError, SegmentFile, SegmentFiles, segment_file_name};
+use super::files::{FilesError, SegmentFile, SegmentFiles, segment_file_name, tail_file_name};
 use super::{Disk, DiskError, IoReply, IoRequest, Location};
 
 pub(crate) const SECTOR_BYTES: usize = 512;
@@ -114,6 +114,8 @@ pub(crate) struct MemoryDisk {
     files: BTreeMap<u32, MemoryFile>,
     /// What was set aside: number and bytes.
     pub(crate) orphans: Vec<(SegmentNo, Vec<u8>)>,
+    /// What was cut off and kept, by name.
+    pub(crate) tails: BTreeMap<String, Vec<u8>>,
     queue: VecDeque<QueuedRequest>,
     replies: VecDeque<QueuedReply>,
     /// Requests are done when they are submitted; else by [`MemoryDisk::run_io`].
@@ -215,6 +217,7 @@ impl MemoryDisk {
         Self {
             files: BTreeMap::new(),
             orphans: Vec::new(),
+            tails: BTreeMap::new(),
             queue: VecDeque::new(),
             replies: VecDeque::new(),
             at_once: false,
@@ -525,6 +528,21 @@ impl SegmentFiles for MemoryDisk {
             .unwrap_or_default();
         let at = rest.iter().position(|byte| *byte != 0);
         Ok(at.map(|at| offset + at as u64))
+    }
+
+    fn keep_tail(
+        &mut self,
+        segment: SegmentNo,
+        from: u64,
+        bytes: u64,
+        mark: u32,
+    ) -> Result<(), FilesError> {
+        self.count("copy", segment)?;
+        let file = self.file(segment)?;
+        let kept = file.current[from as usize..(from + bytes) as usize].to_vec();
+        let name = tail_file_name(segment, from, mark);
+        self.tails.entry(name).or_insert(kept);
+        Ok(())
     }
 
     fn set_aside(&mut self, segment: SegmentNo) -> Result<(), FilesError> {

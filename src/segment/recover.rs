@@ -2,30 +2,42 @@
 //!
 //! Floor 1. Blocking, over [`SegmentFiles`]; no clock. A sealed segment costs one read of its
 //! footer; any other is read once, in chunks of 1 MiB, each payload verified by its id. Memory: a
-//! buffer of 1.1 MiB and the largest footer.
+//! buffer of 1.1 MiB, one of 64 KiB, and the largest footer.
+//!
+//! Where the records end, `evidence` tells a power cut, which may take what was never synced, from
+//! damage to what was: the first ends the log, the second is never passed over in silence.
 //!
 //! Invariants
-//! - nothing on disk is changed before all headers are known to be readable.
+//! - nothing on disk is changed before the whole log was read and found to be good.
 //! - a record is visited only if every record before it was; each is visited once.
+//! - no record that was synced is missing from a log that starts: its payload may be damaged, and
+//!   the visitor is told, or the start is refused.
+//! - what is cut off or set aside is kept under another name.
 //! - repairs are ordered so that a crash between any two of them, and recovery again, ends in the
-//!   same state: later segments go aside first, the last one first; then each segment that was
-//!   scanned is synced and sealed, so that the log never goes on behind bytes that a power cut
-//!   could still take.
+//!   same state. First what is cut is copied. Then a segment with damaged payloads gets a trailer at
+//!   its end, because the evidence for them may be about to go. Then later segments go aside, the
+//!   last one first; then each segment that was scanned is synced and sealed, so that the log never
+//!   goes on behind bytes that a power cut could still take.
 
 use std::path::PathBuf;
 
 use crate::id::{SegmentNo, ShardNo};
 
+use super::evidence::{Cut, Found, LOOK_BYTES, not_zero, proven, trailer_of};
 use super::files::{FilesError, SegmentFile, SegmentFiles};
+use super::footer::{Footer, TRAILER_BYTES, Trailer};
 use super::format::{
-    BadHeader, Decoded, FORMAT_VERSION, Footer, Head, Invalid, LogId, RECORD_BYTES_MAX,
-    SEGMENT_HEADER_BYTES, SegmentHeader, TRAILER_BYTES, Trailer, decode,
+    Decoded, Head, Invalid, LogId, RECORD_BYTES_MAX, SEGMENT_HEADER_BYTES, SegmentHeader, decode,
 };
-use super::log::{LogStart, SegmentState};
+use super::headers::read_headers;
+use super::log::LogStart;
+use super::outcome::SegmentState;
 use super::{Location, Sequence};
 
 /// Bytes read at a time.
 const CHUNK_BYTES: usize = 1 << 20;
+/// Damaged payloads that are named one by one.
+const DAMAGED_NAMED_MAX: usize = 16;
 
 /// A record of the log, as it is read back.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -40,6 +52,9 @@ pub struct RecoveredRecord<'a> {
     pub segment: SegmentNo,
     /// Bytes it takes there.
     pub record_bytes: u32,
+    /// The payload was read and is not what the id says: reads of it must be refused. Payloads of
+    /// sealed segments are not read here.
+    pub damaged: bool,
 }
 
 /// What recovery found.
@@ -49,6 +64,12 @@ pub struct Recovered {
     pub log_id: Option<LogId>,
     /// Where [`super::Log::new`] goes on.
     pub start: LogStart,
+    /// What was cut off the last segment, and kept: [`super::files::tail_file_name`].
+    pub cut: Option<Cut>,
+    /// Segments behind the end of the log that were renamed, the last one first.
+    pub set_aside: Vec<SegmentNo>,
+    /// Damaged payloads, the first few of [`RecoverReport::damaged`].
+    pub damaged: Vec<Location>,
     /// For a log line.
     pub report: RecoverReport,
 }
@@ -66,8 +87,11 @@ pub struct RecoverReport {
     pub sealed: u32,
     /// Bytes read.
     pub read_bytes: u64,
-    /// Bytes behind the end of the log in its last segment that were not zero, and are cut.
+    /// Bytes behind the end of the log in its last segment, up to the last that was not zero: cut
+    /// off, and kept.
     pub truncated_bytes: u64,
+    /// Records whose payload is damaged, though it had been on the device.
+    pub damaged: u64,
     /// Segments behind the end of the log, renamed.
     pub set_aside: u32,
 }
@@ -148,6 +172,23 @@ pub enum RecoverError {
         /// Its flags.
         flags: u8,
     },
+    /// A record that was on the device can't be read: no crash does that.
+    #[error(
+        "{} is damaged at byte {offset}: record {} is not there, though all records up to {} had \
+         been synced; restore the file from a copy, or, to start from the records before it, cut \
+         it to {offset} bytes and move all higher numbers away",
+        file.display(), sequence.0, synced.0
+    )]
+    DamagedRecord {
+        /// The file.
+        file: PathBuf,
+        /// Where the record should begin.
+        offset: u64,
+        /// The record.
+        sequence: Sequence,
+        /// The last record that is known to have been on the device.
+        synced: Sequence,
+    },
 }
 
 /// Reads the log of `shard`, calls `visit` with each record in order, and leaves the files so
@@ -164,37 +205,46 @@ pub fn recover<F: SegmentFiles + ?Sized>(
     visit: &mut dyn FnMut(&RecoveredRecord<'_>),
 ) -> Result<Recovered, RecoverError> {
     let found = read_headers(files, shard)?;
+    let log_id = found.iter().find_map(|found| found.header);
     let mut walk = Walk {
         files,
         visit,
+        found: &found,
+        log_id: log_id.map(|header| header.log_id),
+        proven: None,
         chunk: Chunk {
             bytes: vec![0; CHUNK_BYTES + RECORD_BYTES_MAX],
             ..Chunk::default()
         },
+        look: vec![0; LOOK_BYTES],
         heads: Vec::new(),
         report: RecoverReport::default(),
+        set_aside: Vec::new(),
+        damaged: Vec::new(),
     };
-    let kept = walk.segments(&found)?;
-    let (count, tail) = (kept.segments.len(), kept.segments.last());
-    if let Some(unsealed) = kept.unsealed.last()
-        && tail.is_some_and(|tail| tail.segment == unsealed.file.segment)
-    {
-        walk.report.truncated_bytes = walk.bytes_behind(unsealed)?;
-    }
+    let kept = walk.segments()?;
+    let count = kept.segments.len();
+    let tail = kept.segments.last().copied();
+    let is_tail = |segment| tail.is_some_and(|tail| tail.segment == segment);
+    let unsealed_tail = kept.unsealed.last();
+    let cut = match unsealed_tail.filter(|last| is_tail(last.file.segment)) {
+        Some(unsealed) => walk.keep_tail(unsealed, kept.last)?,
+        None => None,
+    };
+    walk.mark_damaged(&kept.unsealed)?;
     walk.put_aside(&found[count..])?;
     for unsealed in &kept.unsealed {
         walk.seal(unsealed)?;
     }
-    let log_id = found
-        .first()
-        .and_then(|file| file.header)
-        .map(|header| header.log_id);
     Ok(Recovered {
-        log_id: log_id.filter(|_| count > 0),
+        log_id: walk.log_id.filter(|_| count > 0),
         report: RecoverReport {
             segments: count as u32,
             ..walk.report
         },
+        cut,
+        set_aside: walk.set_aside,
+        damaged: walk.damaged,
         start: LogStart {
             next_segment: SegmentNo(tail.map_or(0, |tail| tail.segment.0) + 1),
             last: kept.last,
@@ -204,18 +254,20 @@ pub fn recover<F: SegmentFiles + ?Sized>(
     })
 }
 
-/// A file with the name of a segment; no header if its bytes are still zero there.
-#[derive(Clone, Copy)]
-struct Found {
-    file: SegmentFile,
-    header: Option<SegmentHeader>,
-}
-
 /// A kept segment without a valid footer, and the footer it gets.
 struct Unsealed {
     file: SegmentFile,
+    header: SegmentHeader,
     data_end: u32,
     footer: Vec<u8>,
+    /// It has damaged payloads.
+    damaged: bool,
+}
+
+impl Unsealed {
+    fn trailer(&self) -> &[u8] {
+        &self.footer[self.footer.len() - TRAILER_BYTES..]
+    }
 }
 
 /// The longest valid prefix of the log.
@@ -225,108 +277,6 @@ struct Kept {
     unsealed: Vec<Unsealed>,
     last: Sequence,
     last_checksum: u32,
-}
-
-/// Lists the segments and checks that each can be read by this program, as this shard.
-fn read_headers<F: SegmentFiles + ?Sized>(
-    files: &mut F,
-    shard: ShardNo,
-) -> Result<Vec<Found>, RecoverError> {
-    let mut found: Vec<Found> = Vec::new();
-    for file in files.list()? {
-        let path = |files: &F| files.path(file.segment);
-        if let Some(before) = found.last()
-            && before.file.segment.0 + 1 != file.segment.0
-        {
-            let missing = SegmentNo(before.file.segment.0 + 1);
-            return Err(RecoverError::Missing {
-                file: files.path(missing),
-            });
-        }
-        let header = read_header(files, file)?;
-        if let Some(header) = header {
-            let log_id = found
-                .iter()
-                .find_map(|before| before.header)
-                .map(|h| h.log_id);
-            let same_log = log_id.is_none_or(|log_id| log_id == header.log_id);
-            if header.shard != shard || header.segment != file.segment || !same_log {
-                let SegmentHeader { shard, segment, .. } = header;
-                return Err(RecoverError::Foreign {
-                    file: path(files),
-                    shard,
-                    segment,
-                });
-            }
-        }
-        found.push(Found { file, header });
-    }
-    Ok(found)
-}
-
-fn read_header<F: SegmentFiles + ?Sized>(
-    files: &mut F,
-    file: SegmentFile,
-) -> Result<Option<SegmentHeader>, RecoverError> {
-    let mut bytes = [0; SEGMENT_HEADER_BYTES];
-    let got = files.read_at(file.segment, 0, &mut bytes)?;
-    let path = |files: &F| files.path(file.segment);
-    if bytes == [0; SEGMENT_HEADER_BYTES] {
-        // Never written, or its first sector lost by a power cut. Neither was ever sealed.
-        let mut trailer = [0; TRAILER_BYTES];
-        let at = file.bytes.saturating_sub(TRAILER_BYTES as u64);
-        files.read_at(file.segment, at, &mut trailer)?;
-        if Trailer::has_magic(&trailer) {
-            return Err(RecoverError::DamagedHeader { file: path(files) });
-        }
-        return Ok(None);
-    }
-    let error = match SegmentHeader::decode(&bytes) {
-        Ok(header) if header.first.0 > 0 && got == bytes.len() => return Ok(Some(header)),
-        Err(BadHeader::Newer { found }) => RecoverError::NewerFormat {
-            file: path(files),
-            found,
-            known: FORMAT_VERSION,
-        },
-        Err(BadHeader::Magic) if !SegmentHeader::is_torn_magic(&bytes) => {
-            return Err(RecoverError::NotASegment { file: path(files) });
-        }
-        _ => RecoverError::DamagedHeader { file: path(files) },
-    };
-    // With nothing behind it, it is what a failed write left: there is no record to lose.
-    let newer = matches!(error, RecoverError::NewerFormat { .. });
-    let behind = not_zero(
-        files,
-        &mut vec![0; 64 << 10],
-        file,
-        SEGMENT_HEADER_BYTES as u64,
-    )?;
-    if newer || behind > 0 {
-        Err(error)
-    } else {
-        Ok(None)
-    }
-}
-
-/// Bytes from `from` to the last byte that is not zero.
-fn not_zero<F: SegmentFiles + ?Sized>(
-    files: &mut F,
-    buffer: &mut [u8],
-    file: SegmentFile,
-    from: u64,
-) -> Result<u64, FilesError> {
-    let (mut offset, mut last) = (from, from);
-    while let Some(data) = files.data_from(file.segment, offset)? {
-        let got = files.read_at(file.segment, data, buffer)?;
-        if got == 0 {
-            break;
-        }
-        if let Some(index) = buffer[..got].iter().rposition(|byte| *byte != 0) {
-            last = data + index as u64 + 1;
-        }
-        offset = data + got as u64;
-    }
-    Ok(last - from)
 }
 
 /// Where a walk through one segment is.
@@ -380,7 +330,7 @@ impl Position {
     }
 
     /// As the visitor gets it.
-    fn describe<'a>(&self, record: &Decoded<'a>) -> RecoveredRecord<'a> {
+    fn describe<'a>(&self, record: &Decoded<'a>, damaged: bool) -> RecoveredRecord<'a> {
         RecoveredRecord {
             sequence: record.sequence,
             head: record.head,
@@ -391,6 +341,7 @@ impl Position {
             }),
             segment: self.segment,
             record_bytes: record.record_bytes,
+            damaged,
         }
     }
 
@@ -417,16 +368,42 @@ impl Position {
 struct Walk<'a, F: ?Sized> {
     files: &'a mut F,
     visit: &'a mut dyn FnMut(&RecoveredRecord<'_>),
+    found: &'a [Found],
+    log_id: Option<LogId>,
+    /// What the files prove, once it was asked.
+    proven: Option<Sequence>,
     chunk: Chunk,
+    look: Vec<u8>,
     heads: Vec<u8>,
     report: RecoverReport,
+    set_aside: Vec<SegmentNo>,
+    damaged: Vec<Location>,
+}
+
+/// Where in the files the next record is expected: an index in [`Walk::found`] and an offset, 0 if
+/// its header does not continue the log.
+#[derive(Clone, Copy)]
+struct Place {
+    index: usize,
+    offset: u64,
+}
+
+/// The records of a segment that was scanned.
+struct Scanned {
+    at: Position,
+    footer: Footer,
+    damaged: bool,
 }
 
 impl<F: SegmentFiles + ?Sized> Walk<'_, F> {
     /// Visits the longest valid prefix.
-    fn segments(&mut self, found: &[Found]) -> Result<Kept, RecoverError> {
+    fn segments(&mut self) -> Result<Kept, RecoverError> {
         let mut kept = Kept::default();
-        for (index, Found { file, header }) in found.iter().enumerate() {
+        let mut end = Place {
+            index: 0,
+            offset: 0,
+        };
+        for (index, Found { file, header }) in self.found.iter().enumerate() {
             let follows = |header: &SegmentHeader| {
                 index == 0
                     || (header.first.0 == kept.last.0 + 1 && header.previous == kept.last_checksum)
@@ -437,20 +414,32 @@ impl<F: SegmentFiles + ?Sized> Walk<'_, F> {
             let at = match self.by_footer(*file, header)? {
                 Some(at) => {
                     self.report.sealed += 1;
+                    end = Place {
+                        index: index + 1,
+                        offset: 0,
+                    };
                     at
                 }
                 None => {
-                    let next = found.get(index + 1).and_then(|found| found.header);
-                    let (at, footer) = self.by_scan(*file, header, next)?;
+                    let Scanned {
+                        at,
+                        footer,
+                        damaged,
+                    } = self.by_scan(index, header)?;
+                    end = Place {
+                        index,
+                        offset: at.offset,
+                    };
                     if footer.count() == 0 {
                         break;
                     }
                     let (data_end, seed) = (at.offset as u32, header.checksum());
-                    let footer = footer.finish(header.first, data_end, at.checksum, seed);
                     kept.unsealed.push(Unsealed {
                         file: *file,
+                        header,
                         data_end,
-                        footer,
+                        footer: footer.finish(header.first, data_end, at.checksum, seed),
+                        damaged,
                     });
                     at
                 }
@@ -459,7 +448,33 @@ impl<F: SegmentFiles + ?Sized> Walk<'_, F> {
             kept.last_checksum = at.checksum;
             kept.segments.push(at.state(header.first));
         }
-        Ok(kept)
+        let next = Sequence(kept.last.0 + 1);
+        match self.found.get(end.index) {
+            Some(found) if self.is_proven(end, next)? => Err(RecoverError::DamagedRecord {
+                file: self.files.path(found.file.segment),
+                offset: end.offset,
+                sequence: next,
+                synced: self.proven.unwrap_or_default(),
+            }),
+            _ => Ok(kept),
+        }
+    }
+
+    /// Whether the record that is expected at `place` had been on the device. Reads everything
+    /// behind the first place that is asked for; statements before a later one don't reach so far.
+    fn is_proven(&mut self, place: Place, sequence: Sequence) -> Result<bool, FilesError> {
+        let Some(log_id) = self.log_id else {
+            return Ok(false);
+        };
+        let proven = match self.proven {
+            Some(proven) => proven,
+            None => {
+                let found = &self.found[place.index..];
+                proven(self.files, &mut self.look, found, place.offset, log_id)?
+            }
+        };
+        self.proven = Some(proven);
+        Ok(sequence <= proven)
     }
 
     /// Visits the records of a sealed segment; `None` if it has no valid footer. Nothing is
@@ -480,7 +495,9 @@ impl<F: SegmentFiles + ?Sized> Walk<'_, F> {
             && at.next.0 == trailer.last.0 + 1
             && at.checksum == trailer.last_checksum;
         if whole {
-            Position::new(header).follow(&heads, &trailer, |at, record| self.visit(at, record));
+            Position::new(header).follow(&heads, &trailer, |at, record| {
+                self.visit(at, record, false);
+            });
         }
         self.heads = heads;
         Ok(whole.then_some(at))
@@ -492,18 +509,14 @@ impl<F: SegmentFiles + ?Sized> Walk<'_, F> {
         file: SegmentFile,
         header: &SegmentHeader,
     ) -> Result<Option<Trailer>, RecoverError> {
-        let Some(trailer_at) = file.bytes.checked_sub(TRAILER_BYTES as u64) else {
-            return Ok(None);
-        };
-        let mut bytes = [0; TRAILER_BYTES];
-        self.files.read_at(file.segment, trailer_at, &mut bytes)?;
+        let trailer_at = file.bytes.saturating_sub(TRAILER_BYTES as u64);
         let plausible = |trailer: &Trailer| {
             u64::from(trailer.data_end) + u64::from(trailer.heads_bytes) == trailer_at
                 && trailer.first == header.first
                 && trailer.count > 0
                 && trailer.last.0.checked_sub(trailer.first.0) == Some(u64::from(trailer.count) - 1)
         };
-        let Some(trailer) = Trailer::decode(&bytes, header.checksum()).filter(plausible) else {
+        let Some(trailer) = trailer_of(self.files, file, header)?.filter(plausible) else {
             return Ok(None);
         };
         self.heads.resize(trailer.heads_bytes as usize, 0);
@@ -514,15 +527,14 @@ impl<F: SegmentFiles + ?Sized> Walk<'_, F> {
         Ok((got == self.heads.len()).then_some(trailer))
     }
 
-    /// Visits the records of a segment up to the first that is not valid; returns its footer too.
-    fn by_scan(
-        &mut self,
-        file: SegmentFile,
-        header: SegmentHeader,
-        next: Option<SegmentHeader>,
-    ) -> Result<(Position, Footer), RecoverError> {
+    /// Visits the records of a segment up to the first that is not valid. One of which only the
+    /// payload is not, though it had been on the device, counts as valid.
+    fn by_scan(&mut self, index: usize, header: SegmentHeader) -> Result<Scanned, RecoverError> {
+        let file = self.found[index].file;
+        let next = self.found.get(index + 1).and_then(|found| found.header);
         let mut at = Position::new(header);
         let mut footer = Footer::default();
+        let before = self.report.damaged;
         let end = file.bytes.min(u32::MAX.into());
         let mut chunk = std::mem::take(&mut self.chunk);
         chunk.forget();
@@ -530,7 +542,7 @@ impl<F: SegmentFiles + ?Sized> Walk<'_, F> {
             let bytes = chunk.window(self.files, file.segment, at.offset)?;
             let record = match at.accept(bytes, end) {
                 Ok(Some(record)) => record,
-                Ok(None) => break,
+                Ok(None) | Err(Invalid::NotARecord) => break,
                 Err(Invalid::Unknown { kind, flags }) => {
                     let (file, offset) = (self.files.path(file.segment), at.offset);
                     return Err(RecoverError::UnknownRecord {
@@ -540,49 +552,100 @@ impl<F: SegmentFiles + ?Sized> Walk<'_, F> {
                         flags,
                     });
                 }
-                Err(Invalid::NotARecord) => break,
             };
             // A flush that failed left it here; the log then went on in the next segment.
-            let dropped =
-                next.is_some_and(|next| record.sequence >= next.first && record.take < next.take);
+            if next.is_some_and(|next| record.sequence >= next.first && record.take < next.take) {
+                break;
+            }
             let payload_bytes = record.payload_bytes.unwrap_or(0) as usize;
             let head_bytes = record.head_bytes as usize;
             let payload = bytes.get(head_bytes..head_bytes + payload_bytes);
             let verified = payload.is_some_and(|payload| {
                 record.payload_bytes.is_none() || record.head.verify(payload)
             });
-            if dropped || !verified {
+            let place = Place {
+                index,
+                offset: at.offset,
+            };
+            if !verified && !self.is_proven(place, at.next)? {
                 break;
             }
-            self.visit(&at, &record);
+            self.visit(&at, &record, !verified);
             footer.push(&bytes[..head_bytes]);
             at.pass(&record);
         }
         self.report.read_bytes += chunk.read_bytes();
         self.chunk = chunk;
-        Ok((at, footer))
+        Ok(Scanned {
+            at,
+            footer,
+            damaged: self.report.damaged > before,
+        })
     }
 
-    fn visit(&mut self, at: &Position, record: &Decoded<'_>) {
+    fn visit(&mut self, at: &Position, record: &Decoded<'_>, damaged: bool) {
+        let described = at.describe(record, damaged);
         self.report.records += 1;
         self.report.record_bytes += u64::from(record.record_bytes);
-        (self.visit)(&at.describe(record));
+        if damaged {
+            self.report.damaged += 1;
+            let named = self.damaged.len() < DAMAGED_NAMED_MAX;
+            self.damaged.extend(described.payload.filter(|_| named));
+        }
+        (self.visit)(&described);
     }
 
-    /// Bytes between the end of the log and the last byte that is not zero, unless they are the
-    /// footer that a crash kept from being the end of its file.
-    fn bytes_behind(&mut self, tail: &Unsealed) -> Result<u64, RecoverError> {
-        let data_end = u64::from(tail.data_end);
-        let bytes = not_zero(self.files, &mut self.chunk.bytes, tail.file, data_end)?;
-        if bytes <= tail.footer.len() as u64 {
-            let mut behind = vec![0; tail.footer.len()];
-            self.files
-                .read_at(tail.file.segment, data_end, &mut behind)?;
-            if behind == tail.footer {
-                return Ok(0);
+    /// Copies what lies behind the end of the log in its last segment, before a footer takes its
+    /// place.
+    fn keep_tail(&mut self, tail: &Unsealed, last: Sequence) -> Result<Option<Cut>, RecoverError> {
+        let (segment, data_end) = (tail.file.segment, u64::from(tail.data_end));
+        let mut file = tail.file;
+        if trailer_of(self.files, file, &tail.header)?.is_some() {
+            file.bytes -= TRAILER_BYTES as u64;
+        }
+        let bytes = not_zero(self.files, &mut self.look, file, data_end)?;
+        if bytes == 0 || self.is_footer(tail, bytes)? {
+            return Ok(None);
+        }
+        let mark = tail.header.checksum();
+        self.files.keep_tail(segment, data_end, bytes, mark)?;
+        self.report.truncated_bytes = bytes;
+        Ok(Some(Cut {
+            at: Location {
+                segment,
+                offset: tail.data_end,
+                bytes: u32::try_from(bytes).unwrap_or(u32::MAX),
+            },
+            sequence: Sequence(last.0 + 1),
+            mark,
+        }))
+    }
+
+    /// Whether the `bytes` behind the records are what a crash left of the footer that belongs there.
+    fn is_footer(&mut self, tail: &Unsealed, bytes: u64) -> Result<bool, FilesError> {
+        if bytes > tail.footer.len() as u64 {
+            return Ok(false);
+        }
+        let mut behind = vec![0; bytes as usize];
+        self.files
+            .read_at(tail.file.segment, tail.data_end.into(), &mut behind)?;
+        let mut pairs = behind.iter().zip(&tail.footer);
+        Ok(pairs.all(|(byte, of_footer)| *byte == 0 || byte == of_footer))
+    }
+
+    /// Lets the ends of files say that damaged payloads had been on the device: what says so now may
+    /// be in bytes that are cut or set aside, and a crash before the footer is there must not make
+    /// their records the end of the log.
+    fn mark_damaged(&mut self, unsealed: &[Unsealed]) -> Result<(), RecoverError> {
+        for segment in unsealed.iter().filter(|segment| segment.damaged) {
+            let (file, header) = (segment.file, &segment.header);
+            if trailer_of(self.files, file, header)?.is_none() {
+                self.files
+                    .write_at(file.segment, file.bytes, segment.trailer())?;
+                self.files.sync(file.segment)?;
             }
         }
-        Ok(bytes)
+        Ok(())
     }
 
     /// Takes the segments behind the end of the log out of it, the last one first, so that a
@@ -590,10 +653,11 @@ impl<F: SegmentFiles + ?Sized> Walk<'_, F> {
     fn put_aside(&mut self, behind: &[Found]) -> Result<(), RecoverError> {
         for Found { file, header } in behind.iter().rev() {
             let from = header.map_or(0, |_| SEGMENT_HEADER_BYTES as u64);
-            if not_zero(self.files, &mut self.chunk.bytes, *file, from)? == 0 {
+            if not_zero(self.files, &mut self.look, *file, from)? == 0 {
                 self.files.remove_empty(file.segment)?;
             } else {
                 self.files.set_aside(file.segment)?;
+                self.set_aside.push(file.segment);
                 self.report.set_aside += 1;
             }
         }
@@ -611,7 +675,7 @@ impl<F: SegmentFiles + ?Sized> Walk<'_, F> {
         self.files.sync(segment)?;
         self.files.write_at(segment, data_end, &unsealed.footer)?;
         self.files.sync(segment)?;
-        if unsealed.file.bytes > end {
+        if unsealed.file.bytes > end || unsealed.damaged {
             self.files.truncate(segment, end)?;
         }
         Ok(())

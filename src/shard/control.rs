@@ -5,7 +5,8 @@
 //!
 //! Invariants
 //! - after a session ended, none of its lanes is served, and what was pending for them is dropped.
-//! - a shutdown answers after every pending operation and, unless the disk failed, after a sync.
+//! - a shutdown answers after every pending operation and, unless the disk failed, after everything
+//!   is synced and, where there is room for a footer, sealed: the next start scans nothing.
 
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
@@ -316,7 +317,7 @@ impl<D: Disk> Shard<D> {
         lane.wake();
     }
 
-    /// Ends a shutdown once nothing is pending and the log is on the device.
+    /// Ends a shutdown once nothing is pending and the log is sealed.
     pub(super) fn drain(&mut self) {
         if self.draining.as_ref().is_none_or(|drain| drain.done) {
             return;
@@ -324,13 +325,17 @@ impl<D: Disk> Shard<D> {
         let last = self.store.log.last();
         let lost = self.store.log.read_only().is_some();
         let synced = self.store.log.synced() >= last;
+        let settled = lost || (synced && self.store.log.is_sealed());
         self.fail_peer_reads();
         let quiet = self.pending.is_empty() && self.unsent.is_empty();
-        if !quiet || (!synced && !lost) {
+        if !quiet || !settled {
             if self.store.is_dirty() {
                 self.must_flush = true;
             }
             self.store.log.sync_wanted(self.store.log.flushed());
+            if quiet {
+                self.store.log.end_segment(&mut self.store.disk);
+            }
             return;
         }
         for session in self.lanes.sessions() {

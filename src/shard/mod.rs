@@ -510,7 +510,7 @@ impl<D: Disk> Shard<D> {
             return self.complete_power(wait, false);
         }
         self.power_since.get_or_insert(self.now);
-        self.pending.power.push_back(wait);
+        self.pending.add_power(wait);
     }
 
     fn complete_power(&mut self, wait: PowerWait, good: bool) {

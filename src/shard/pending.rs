@@ -100,6 +100,15 @@ impl Pending {
         self.pieces.len() + reads <= COLD_READS_MAX
     }
 
+    /// Keeps a write or sync that waits for the device. A write comes last; a sync may name an older
+    /// record, and must not wait for the younger ones before it.
+    pub fn add_power(&mut self, wait: PowerWait) {
+        let at = self
+            .power
+            .partition_point(|other| other.sequence <= wait.sequence);
+        self.power.insert(at, wait);
+    }
+
     /// A number for a request to another shard.
     pub fn ticket(&mut self) -> u64 {
         self.next_ticket += 1;

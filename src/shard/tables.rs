@@ -62,6 +62,9 @@ pub struct Tables {
     loose: Vec<ObjectNo>,
     /// While the log is replayed: lists whose parts are not looked up yet, and where they lie.
     unread: HashMap<u32, Location>,
+    /// While the log is replayed: objects whose stored bytes are known to be damaged, and where they
+    /// lie. They are found by their id until the end, as later records may refer to them.
+    damaged: Vec<(ObjectNo, Location)>,
     /// While the log is replayed: bytes of each segment that went.
     dead: HashMap<SegmentNo, u64>,
 }
@@ -203,7 +206,7 @@ impl Tables {
                 }
             }
             Head::Object { kind, id } => {
-                let no = self.stored(sequence, id, kind, record.payload)?;
+                let no = self.stored(record, id, kind)?;
                 self.loose.push(no);
             }
             Head::Put {
@@ -214,7 +217,7 @@ impl Tables {
                 value_bytes,
             } => {
                 self.known(sequence, agent)?;
-                let object = self.stored(sequence, id, kind, record.payload)?;
+                let object = self.stored(record, id, kind)?;
                 let value = Value {
                     object: object.0,
                     bytes: value_bytes,
@@ -227,6 +230,7 @@ impl Tables {
                 let before = self.set_key(main_of(agent), key, None);
                 self.drop_value(before);
             }
+            Head::Synced { .. } => {}
         }
         Ok(())
     }
@@ -256,6 +260,12 @@ impl Tables {
         }
         for no in std::mem::take(&mut self.loose) {
             self.bury(no);
+        }
+        for (no, at) in std::mem::take(&mut self.damaged) {
+            // Else it went, or was stored again.
+            if self.objects.get(no).at == at {
+                self.objects.quarantine(no);
+            }
         }
     }
 
@@ -290,28 +300,36 @@ impl Tables {
     /// The object of a replayed record, with one more reference to it.
     fn stored(
         &mut self,
-        sequence: u64,
+        record: &RecoveredRecord<'_>,
         id: ObjectId,
         kind: ValueKind,
-        payload: Option<Location>,
     ) -> Result<ObjectNo, TablesError> {
-        if let Some(no) = self.objects.find(&id) {
-            self.objects.acquire(no);
-            // Stored again: it was garbage in between, or the older bytes were damaged.
-            if let Some(at) = payload {
-                let before = self.objects.relocate(no, at);
-                self.garbage_bytes += u64::from(before.bytes);
-                *self.dead.entry(before.segment).or_default() += u64::from(before.bytes);
-                if let Some(unread) = self.unread.get_mut(&no.0) {
-                    *unread = at;
+        let (sequence, payload) = (record.sequence.0, record.payload);
+        let no = match self.objects.find(&id) {
+            Some(no) => {
+                self.objects.acquire(no);
+                // Stored again: it was garbage in between, or the older bytes were damaged.
+                if let Some(at) = payload {
+                    let before = self.objects.relocate(no, at);
+                    self.garbage_bytes += u64::from(before.bytes);
+                    *self.dead.entry(before.segment).or_default() += u64::from(before.bytes);
+                    if let Some(unread) = self.unread.get_mut(&no.0) {
+                        *unread = at;
+                    }
                 }
+                no
             }
-            return Ok(no);
-        }
-        let at = payload.ok_or(TablesError::UnknownObject { sequence, id })?;
-        let no = self.add_object(id, kind == ValueKind::List, at);
-        if kind == ValueKind::List {
-            self.unread.insert(no.0, at);
+            None => {
+                let at = payload.ok_or(TablesError::UnknownObject { sequence, id })?;
+                let no = self.add_object(id, kind == ValueKind::List, at);
+                if kind == ValueKind::List {
+                    self.unread.insert(no.0, at);
+                }
+                no
+            }
+        };
+        if let Some(at) = payload.filter(|_| record.damaged) {
+            self.damaged.push((no, at));
         }
         Ok(no)
     }

@@ -14,7 +14,7 @@ use crate::agent::client_lane::ClientLane;
 use crate::agent::layout::{LaneSizes, PART_BYTES_MAX};
 use crate::agent::server_lane::ServerLane;
 use crate::cache::L2;
-use crate::id::{LaneNo, SessionNo, View};
+use crate::id::{LaneNo, ObjectId, SessionNo, View};
 use crate::mesh::mesh;
 use crate::segment::memory::{FailedWrite, MemoryDisk, Random};
 use crate::segment::{DiskError, Log, LogConfig, LogId, recover};
@@ -567,7 +567,7 @@ fn a_read_that_waits_for_the_device_keeps_its_value() {
     world.step();
     let completion = world.completion().unwrap();
     assert_eq!((completion.user_data, completion.tier), (read, Tier::Cold));
-    assert_eq!(completion.id, crate::id::ObjectId::of_blob(b"before"));
+    assert_eq!(completion.id, ObjectId::of_blob(b"before"));
     assert_eq!(world.get(b"a").unwrap(), b"after");
 }
 
@@ -633,7 +633,111 @@ fn a_shutdown_syncs_everything_first() {
     assert!(world.shard.is_stopped());
     let mut disk = world.disk().clone();
     disk.power_cut(&mut Random(1));
+    // The next start reads footers, and no record.
+    let report = recover(&mut disk.clone(), ShardNo(0), &mut |_| {})
+        .unwrap()
+        .report;
+    assert_eq!((report.segments, report.sealed), (1, 1));
     assert_eq!(World::over(disk, 0).get(b"a").unwrap(), b"1");
+}
+
+#[test]
+fn a_shutdown_without_room_for_a_footer_is_still_a_sync() {
+    let mut world = World::new(1 << 20);
+    world.put(b"a", b"1");
+    world.disk().faults.seal = Some(DiskError::NoSpace);
+    let (reply, answer) = channel();
+    assert!(world.commands.push(Command::Shutdown { reply }).is_ok());
+    for _ in 0..5 {
+        world.step();
+    }
+    let (last, synced) = answer.try_recv().unwrap();
+    assert!(synced && last.0 == 2);
+    let mut disk = world.disk().clone();
+    disk.power_cut(&mut Random(1));
+    assert_eq!(World::over(disk, 0).get(b"a").unwrap(), b"1");
+}
+
+/// Waits are kept by sequence, not by arrival: a sync of an older record once waited for the
+/// younger writes that had come before it.
+#[test]
+fn a_sync_of_an_older_record_does_not_wait_for_younger_ones() {
+    let mut world = World::new(1 << 20);
+    world.put(b"a", b"x");
+    world.disk().at_once = false;
+    let put = |world: &mut World, key: &[u8]| {
+        let power = Some(Durability::Power);
+        let no = world.submit(Op::Put, key, b"x", |entry| entry.durability = power);
+        world.step();
+        no
+    };
+    let older = put(&mut world, b"b");
+    let sequence = world.shard.store.log.last();
+    let younger = put(&mut world, b"c");
+    let sync = world.submit(Op::Sync, b"", b"", |entry| {
+        entry.arg0 = sequence.0;
+        entry.durability = Some(Durability::Power);
+    });
+    world.step();
+    assert!(world.completion().is_none());
+    // The first group commit covers `b` only.
+    world.disk().run_io();
+    world.step();
+    let mut done = Vec::new();
+    while let Some(completion) = world.completion() {
+        done.push(completion.user_data);
+    }
+    assert_eq!(done, [older, sync]);
+    assert_eq!(world.wait().user_data, younger);
+}
+
+/// Rot in a part of the log that is not sealed, but was synced: it costs its value and those that
+/// share its bytes, nothing else, and can be cured by writing.
+#[test]
+fn damage_that_a_start_finds_is_an_error_of_its_values_only() {
+    let mut world = World::new(1 << 20);
+    let content = vec![7; 3000];
+    world.put(b"bad", &content);
+    world.put(b"copy", &content);
+    let large = vec![8; 100_000];
+    world.put_large(b"large", &large, Durability::Power);
+    world.put(b"behind", b"fine");
+    let no = world.shard.store.value(AgentNo(0), b"bad").unwrap().object;
+    let at = world.shard.store.tables.objects.get(ObjectNo(no)).at;
+    world.disk().bytes_mut(at.segment)[at.offset as usize + 77] ^= 4;
+    let mut world = world.restarted(0);
+    let objects = &world.shard.store.tables.objects;
+    assert_eq!(objects.find(&ObjectId::of_blob(&content)), None);
+    for key in [&b"bad"[..], b"copy"] {
+        assert_eq!(world.get(key), Err(Status::Corrupt));
+    }
+    assert_eq!(world.get(b"behind").unwrap(), b"fine");
+    assert!(world.get(b"large").unwrap() == large);
+    assert_eq!(world.put(b"bad", &content).status, Status::Ok);
+    assert_eq!(world.get(b"bad").unwrap(), content);
+    let mut world = world.restarted(0);
+    assert_eq!(world.get(b"bad").unwrap(), content);
+
+    // Of a large value, the list or a part of it.
+    for damage_list in [true, false] {
+        let large = vec![9 + u8::from(damage_list); 100_000];
+        world.put_large(b"large", &large, Durability::Power);
+        world.put(b"behind", b"finer");
+        let tables = &world.shard.store.tables;
+        let list = world
+            .shard
+            .store
+            .value(AgentNo(0), b"large")
+            .unwrap()
+            .object;
+        let part = tables.lists[&list][0];
+        let no = if damage_list { ObjectNo(list) } else { part };
+        let at = tables.objects.get(no).at;
+        world.disk().bytes_mut(at.segment)[at.offset as usize + 20] ^= 4;
+        world = world.restarted(0);
+        assert_eq!(world.get(b"large"), Err(Status::Corrupt));
+        assert_eq!(world.get(b"behind").unwrap(), b"finer");
+    }
 }
 
 /// A record may refer to bytes only if the replay of the log still knows them: what a write of the

@@ -5,7 +5,7 @@
 use super::*;
 use crate::segment::format::SEGMENT_HEADER_BYTES;
 use crate::segment::memory::FailedWrite;
-use crate::segment::{Disk, DiskError, IoReply, IoRequest, Location, LogError, Read, Sequence};
+use crate::segment::{Disk, DiskError, IoReply, IoRequest, Location, LogError, Read};
 
 const EIO: DiskError = DiskError::Os {
     call: "fdatasync",
@@ -221,8 +221,6 @@ fn a_failed_flush_drops_what_was_buffered_and_nothing_else() {
         for n in 2..5 {
             rig.append(&big(n));
         }
-        rig.log.garbage(SegmentNo(1), 100);
-        rig.log.garbage(SegmentNo(2), 100);
         rig.disk.faults.write = Some(FailedWrite {
             skip,
             written,
@@ -235,8 +233,6 @@ fn a_failed_flush_drops_what_was_buffered_and_nothing_else() {
             dropped: 3,
         };
         assert_eq!(failed, expected);
-        rig.log.revive(SegmentNo(1), 100);
-        rig.log.revive(SegmentNo(2), 100);
         assert_eq!((rig.log.segments().to_vec(), rig.log.totals()), before);
         assert_eq!((rig.log.last(), rig.log.buffered_bytes()), (Sequence(2), 0));
 
@@ -421,4 +417,169 @@ fn steady_appends_keep_their_memory() {
     );
     rig.log.garbage(SegmentNo(1), 176);
     assert_eq!(rig.log.totals().dead_bytes, 176);
+}
+
+/// Says in the log what was synced, once, when something follows; an idle log writes nothing.
+#[test]
+fn a_sync_is_said_once_and_only_if_something_follows() {
+    let mut rig = Rig::new();
+    rig.write(&few_records());
+    rig.log.sync_wanted(Sequence(7));
+    rig.turn();
+    assert_eq!(rig.log.synced(), Sequence(7));
+    let writes = rig.disk.writes;
+    for _ in 0..5 {
+        rig.log.sync_wanted(rig.log.last());
+        rig.flush();
+        rig.turn();
+    }
+    assert_eq!((rig.disk.writes, rig.log.last()), (writes, Sequence(7)));
+    let mut expected = few_records();
+    expected.push(Owned::Synced(7));
+    for n in 0..3 {
+        let record = Owned::put(n, b"k", b"v");
+        rig.write(std::slice::from_ref(&record));
+        expected.push(record);
+    }
+    assert_eq!(rig.disk.writes, writes + 3, "no write of its own");
+    rig.log.sync_wanted(rig.log.last());
+    rig.turn();
+    let last = Owned::put(9, b"k", b"v");
+    rig.append(&last);
+    rig.flush();
+    expected.extend([Owned::Synced(11), last]);
+    rig.disk.kill();
+    assert_eq!(read_all(&mut rig.disk).unwrap().1, expected);
+}
+
+#[test]
+fn what_a_failed_flush_dropped_is_said_again() {
+    let mut rig = Rig::new();
+    rig.write(&few_records());
+    rig.log.sync_wanted(Sequence(7));
+    rig.turn();
+    let record = Owned::put(1, b"k", b"v");
+    for attempt in 0..2 {
+        rig.disk.faults.write = (attempt == 0).then_some(FailedWrite {
+            skip: 0,
+            written: 60,
+            error: EIO,
+        });
+        rig.append(&record);
+        assert_eq!(rig.log.last(), Sequence(9));
+        assert_eq!(rig.log.flush(&mut rig.disk).is_ok(), attempt == 1);
+    }
+    rig.disk.kill();
+    let expected = [few_records(), vec![Owned::Synced(7), record]].concat();
+    assert_eq!(read_all(&mut rig.disk).unwrap().1, expected);
+}
+
+/// What was granted together fits together, whatever the log has to say in between, and whether or
+/// not there is a next segment.
+#[test]
+fn a_granted_batch_fits_with_what_the_log_says_itself() {
+    for (spare, less) in (0..160)
+        .step_by(8)
+        .flat_map(|less| [(true, less), (false, less)])
+    {
+        let mut rig = Rig::new();
+        rig.disk.faults.create = (!spare).then_some(DiskError::NoSpace);
+        rig.write(&[Owned::put(1, b"12345678", &[1; 50_000])]);
+        rig.log.sync_wanted(Sequence(1));
+        rig.turn();
+        let left = CONFIG.segment_bytes - rig.log.segments()[0].data_end;
+        let batch = if spare {
+            rig.log.batch_bytes_max()
+        } else {
+            left as usize
+        } - less;
+        let granted = rig.log.ready(batch);
+        assert_eq!(granted.is_ok(), spare || less >= 40, "{less}");
+        if granted.is_err() {
+            continue;
+        }
+        // Three records that are as large as what was granted, to the byte.
+        let mut rest = batch;
+        let records = [30_000, 30_000, 0].map(|bytes| {
+            let bytes = if bytes == 0 { rest - 80 } else { bytes };
+            let record = Owned::put(2, b"12345678", &vec![2; bytes.min(65_536)]);
+            rest -= record.record().record_bytes();
+            record
+        });
+        assert!(rest == 0 || spare);
+        let more = (rest > 0).then(|| Owned::put(3, b"12345678", &vec![3; rest - 80]));
+        let records = [&records[..], more.as_slice()].concat();
+        for record in &records {
+            rig.log.append(&record.record()).unwrap();
+        }
+        rig.flush();
+        rig.disk.kill();
+        assert_eq!(read_back(&mut rig.disk).unwrap().1[1..], records);
+    }
+}
+
+#[test]
+fn a_log_that_ended_in_order_is_read_by_its_footers_and_goes_on() {
+    let mut rig = Rig::new();
+    rig.log.end_segment(&mut rig.disk);
+    assert!(rig.log.is_sealed(), "nothing to seal");
+    rig.write(&few_records());
+    rig.append(&big(1));
+    rig.log.end_segment(&mut rig.disk);
+    assert!(!rig.log.is_sealed(), "not while something is buffered");
+    rig.flush();
+    // A group commit under way covers everything, and is no seal.
+    rig.log.sync_wanted(Sequence(8));
+    rig.log.drive(&mut rig.disk);
+    rig.log.end_segment(&mut rig.disk);
+    rig.log.on_reply(IoReply::Synced {
+        segment: SegmentNo(1),
+        upto: Sequence(8),
+        result: Ok(()),
+    });
+    assert_eq!(
+        (rig.log.synced(), rig.log.is_sealed()),
+        (Sequence(8), false)
+    );
+    rig.turn();
+    assert!(rig.log.is_sealed());
+    let mut disk = rig.disk.clone();
+    disk.kill();
+    let (recovered, seen) = read_all(&mut disk).unwrap();
+    assert_eq!(seen, [few_records(), vec![big(1)]].concat());
+    assert_eq!((recovered.report.sealed, recovered.report.segments), (1, 1));
+    assert_eq!(recovered.start.segments, rig.log.segments());
+    // The log itself may go on too, in a new segment.
+    rig.write(&[big(2)]);
+    rig.disk.kill();
+    let (recovered, seen) = read_all(&mut rig.disk).unwrap();
+    assert_eq!(seen[8..], [big(2)], "the header says what was synced");
+    assert_eq!((recovered.report.sealed, recovered.report.segments), (1, 2));
+}
+
+/// A footer says that everything before it is on the device.
+#[test]
+fn a_seal_waits_until_earlier_segments_are_synced() {
+    let mut rig = Rig::new();
+    rig.disk.faults.seal = Some(DiskError::NoSpace);
+    rig.write(&(0..4).map(big).collect::<Vec<_>>());
+    rig.log.end_segment(&mut rig.disk);
+    let queued = |rig: &Rig| {
+        let seals = rig.disk.queued().filter_map(|request| match request {
+            IoRequest::Seal { segment, .. } => Some(segment.0),
+            _ => None,
+        });
+        seals.collect::<Vec<_>>()
+    };
+    assert_eq!(queued(&rig), [1]);
+    rig.disk.run_io();
+    rig.poll();
+    rig.log.drive(&mut rig.disk);
+    assert_eq!(queued(&rig), [0; 0], "segment 1 is to be synced first");
+    rig.disk.run_io();
+    rig.poll();
+    rig.log.drive(&mut rig.disk);
+    assert_eq!((queued(&rig), rig.log.synced()), (vec![2], Sequence(3)));
+    rig.turn();
+    assert_eq!((rig.log.synced(), rig.log.is_sealed()), (Sequence(4), true));
 }

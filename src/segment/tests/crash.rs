@@ -2,7 +2,7 @@
 //!
 //! Floor 1, tests only. Faults: failed and partial writes in the append path, no space for a
 //! segment or a footer, requests left undone or half done, death of the process, power cuts that
-//! keep any subset of unsynced sectors, crashes at any call of recovery.
+//! keep any subset of unsynced sectors, crashes at any call of recovery, bits that flip.
 
 use proptest::prelude::*;
 
@@ -37,6 +37,7 @@ struct Fired {
     lost_suffixes: u32,
     reappeared: u32,
     rolls: u32,
+    proofs: u32,
 }
 
 impl Model {
@@ -80,8 +81,13 @@ impl Model {
             self.flush();
             self.rig.turn();
         }
+        let synced = self.rig.log.synced().0;
         match self.rig.log.append(&record.record()) {
             Ok(appended) => {
+                if appended.sequence.0 == self.records.len() as u64 + 2 {
+                    self.records.push(Owned::Synced(synced));
+                    self.fired.proofs += 1;
+                }
                 self.records.push(record);
                 assert_eq!(appended.sequence.0, self.records.len() as u64);
             }
@@ -192,8 +198,8 @@ impl Model {
             }
             self.rig.disk.kill();
         }
-        let found = read_back(&mut self.rig.disk).unwrap();
-        let (again, records) = read_back(&mut self.rig.disk).unwrap();
+        let found = read_all(&mut self.rig.disk).unwrap();
+        let (again, records) = read_all(&mut self.rig.disk).unwrap();
         assert_eq!((&again.start, &records), (&found.0.start, &found.1));
         assert_eq!(again.report.sealed, again.report.segments);
         found
@@ -208,6 +214,105 @@ fn live(seed: u64, steps: u32) -> Fired {
     }
     model.crash(false);
     model.fired
+}
+
+/// What a flipped bit did to a log.
+#[derive(Default, Debug)]
+struct Rotten {
+    harmless: u32,
+    refused: u32,
+    damaged: u32,
+    cut: u32,
+}
+
+/// Flips bits, one at a time, in what a life left on the disk.
+fn rot(seed: u64, flips: u32, sum: &mut Rotten) {
+    let mut model = Model::new(seed);
+    for _ in 0..60 {
+        model.step();
+    }
+    model.flush();
+    model.rig.disk.kill();
+    let whole = read_all(&mut model.rig.disk.clone()).unwrap().1;
+    for _ in 0..flips {
+        let mut disk = model.rig.disk.clone();
+        let segments = disk.segments();
+        let segment = SegmentNo(segments[model.random.below(segments.len())]);
+        let bytes = disk.bytes_mut(segment);
+        let Some(last) = bytes.iter().rposition(|byte| *byte != 0) else {
+            continue;
+        };
+        // More of them near the end: there the log is not sealed.
+        let shift = model.random.below(3) * 4;
+        let back = model.random.below(1 + (last >> shift));
+        bytes[last - back] ^= 1 << model.random.below(8);
+        disk.sync_all();
+        let (recovered, seen) = match read_all(&mut disk) {
+            Ok(found) => found,
+            Err(RecoverError::DamagedRecord {
+                sequence, synced, ..
+            }) => {
+                assert!(sequence <= synced && synced.0 <= whole.len() as u64);
+                sum.refused += 1;
+                continue;
+            }
+            Err(RecoverError::NotASegment { .. } | RecoverError::DamagedHeader { .. }) => {
+                assert!(last - back < SEGMENT_HEADER_BYTES);
+                continue;
+            }
+            Err(error) => panic!("{error}"),
+        };
+        assert!(seen.len() <= whole.len());
+        for (seen, record) in seen.iter().zip(&whole) {
+            assert_eq!(seen.record().head(), record.record().head());
+        }
+        // Nothing behind the record that was hit says that it had been synced.
+        let behind = whole.iter().skip(seen.len() + 1);
+        let mut said = behind.filter_map(|record| match record {
+            Owned::Synced(upto) => Some(*upto),
+            _ => None,
+        });
+        assert!(
+            said.all(|upto| upto <= seen.len() as u64),
+            "seed {seed}: {} of {} records, in silence",
+            seen.len(),
+            whole.len()
+        );
+        match (seen.len() < whole.len(), recovered.report.damaged) {
+            (false, 0) => sum.harmless += 1,
+            (false, damaged) => {
+                assert_eq!(damaged, 1);
+                let pairs = seen.iter().zip(&whole);
+                assert_eq!(pairs.filter(|(seen, record)| seen != record).count(), 1);
+                sum.damaged += 1;
+            }
+            (true, damaged) => {
+                assert_eq!(damaged, 0);
+                assert!(!disk.tails.is_empty() || !disk.orphans.is_empty());
+                sum.cut += 1;
+            }
+        }
+    }
+}
+
+#[test]
+fn a_flipped_bit_after_any_life_is_never_a_silently_shorter_log() {
+    let mut sum = Rotten::default();
+    for seed in 0..60 {
+        rot(seed, 12, &mut sum);
+    }
+    let Rotten {
+        harmless,
+        refused,
+        damaged,
+        cut,
+    } = sum;
+    assert!(
+        [harmless, refused, damaged, cut]
+            .iter()
+            .all(|count| *count > 0),
+        "{sum:?}"
+    );
 }
 
 proptest! {
@@ -230,6 +335,7 @@ fn every_fault_of_the_model_happens() {
         sum.lost_suffixes += fired.lost_suffixes;
         sum.reappeared += fired.reappeared;
         sum.rolls += fired.rolls;
+        sum.proofs += fired.proofs;
     }
     let counts = [
         sum.kills,
@@ -239,6 +345,7 @@ fn every_fault_of_the_model_happens() {
         sum.lost_suffixes,
         sum.reappeared,
         sum.rolls,
+        sum.proofs,
     ];
     assert!(counts.iter().all(|count| *count > 0), "{sum:?}");
 }

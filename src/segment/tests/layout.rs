@@ -6,11 +6,12 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::id::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
+use crate::segment::footer::{Footer, Trailer};
 use crate::segment::format::{
-    BadHeader, Footer, Invalid, RECORD_BYTES_MAX, SegmentHeader, Trailer, decode, encode,
+    BadHeader, Invalid, RECORD_BYTES_MAX, SYNCED_BYTES, SegmentHeader, decode, encode, synced_at,
 };
 use crate::segment::list::PARTS_MAX;
-use crate::segment::{BadList, ListPayload, Sequence};
+use crate::segment::{BadList, ListPayload};
 
 const HEADER: SegmentHeader = SegmentHeader {
     shard: SHARD,
@@ -19,6 +20,7 @@ const HEADER: SegmentHeader = SegmentHeader {
     first: Sequence(41),
     take: 2,
     previous: 0xfeed_beef,
+    synced: Sequence(40),
 };
 
 fn hex(bytes: &[u8]) -> String {
@@ -28,7 +30,10 @@ fn hex(bytes: &[u8]) -> String {
 proptest! {
     #[test]
     fn a_record_reads_back(seed: u64, sequence: u64, take: u32, start: u32, cut: usize) {
-        let owned = Owned::random(&mut Random(seed));
+        let owned = match seed % 9 {
+            0 => Owned::Synced(seed >> 8),
+            _ => Owned::random(&mut Random(seed)),
+        };
         let record = owned.record();
         let mut bytes = vec![0xaa; 8];
         let encoded = encode(&record, Sequence(sequence), take, start, &mut bytes);
@@ -53,6 +58,7 @@ proptest! {
     #[test]
     fn any_bytes_decode_without_panic(bytes: Vec<u8>, start: u32) {
         prop_assert!(decode(&bytes, start).is_err());
+        prop_assert_eq!(synced_at(&bytes, CONFIG.log_id), None);
         let _ = ListPayload::decode(&bytes);
     }
 
@@ -116,15 +122,45 @@ fn the_bytes_are_those_of_the_document() {
     let last = encode(&agent, Sequence(42), 2, first.checksum, &mut bytes);
     assert_eq!(hex(&bytes), VECTOR_AGENT);
     footer.push(&bytes[..last.head_bytes]);
-    let footer = footer.finish(Sequence(41), 64 + 80 + 48, last.checksum, seed);
+    let synced = Owned::Synced(42);
+    let mut bytes = Vec::new();
+    let last = encode(&synced.record(), Sequence(43), 2, last.checksum, &mut bytes);
+    assert_eq!(hex(&bytes), VECTOR_SYNCED);
+    footer.push(&bytes[..last.head_bytes]);
+    let footer = footer.finish(Sequence(41), 64 + 80 + 48 + 40, last.checksum, seed);
     assert_eq!(hex(footer.last_chunk::<48>().unwrap()), VECTOR_TRAILER);
-    assert_eq!(footer.len(), 75 + 47 + 48);
+    assert_eq!(footer.len(), 75 + 47 + 40 + 48);
 }
 
-const VECTOR_HEADER: &str = "48454c494f53454701000000030000000700000002000000efcdab89674523012900000000000000efbeedfe00000000000000000000000000000000ff34be35";
-const VECTOR_PUT: &str = "95b4a94c020303002900000000000000090000000000000005000000020000000500000000000000456cf7f1bcf2d3dc53ec88b93f05b0053490b07906a459b9a7447744bf3bae826b65797374617465";
-const VECTOR_AGENT: &str = "f1832e9f010807002a00000000000000090000000000000000000000020000000000000000000000706c616e6e657200";
-const VECTOR_TRAILER: &str = "48454c494f46545229000000000000002a0000000000000002000000c00000007a000000f1832e9f0000000014871f14";
+const VECTOR_HEADER: &str = "48454c494f53454701000000030000000700000002000000efcdab89674523012900000000000000efbeedfe00000000280000000000000000000000f999832b";
+const VECTOR_PUT: &str = "a58cadb0020303002900000000000000090000000000000005000000020000000500000000000000456cf7f1bcf2d3dc53ec88b93f05b0053490b07906a459b9a7447744bf3bae826b65797374617465";
+const VECTOR_AGENT: &str = "040f2153010807002a00000000000000090000000000000000000000020000000000000000000000706c616e6e657200";
+const VECTOR_SYNCED: &str =
+    "6ed403f2050000002b000000000000005765f622716f2eea00000000020000002a00000000000000";
+const VECTOR_TRAILER: &str = "48454c494f46545229000000000000002b0000000000000003000000e8000000a20000006ed403f200000000c5dafb6c";
+
+/// What a record says of the device is believed wherever it lies, and nothing else is.
+#[test]
+fn a_synced_record_speaks_for_itself_and_only_for_its_log() {
+    let record = Owned::Synced(1000);
+    let mut bytes = Vec::new();
+    encode(&record.record(), Sequence(1003), 1, 77, &mut bytes);
+    assert_eq!(bytes.len(), SYNCED_BYTES);
+    assert_eq!(synced_at(&bytes, CONFIG.log_id), Some(Sequence(1000)));
+    assert_eq!(synced_at(&bytes, LogId(1)), None, "another log");
+    assert_eq!(synced_at(&bytes[..39], CONFIG.log_id), None);
+    for bit in 0..bytes.len() * 8 {
+        let mut bad = bytes.clone();
+        bad[bit / 8] ^= 1 << (bit % 8);
+        // The chain's checksum, the payload's length and the take say nothing here.
+        let covered = matches!(bit / 8, 4..24 | 32..40);
+        assert_eq!(
+            synced_at(&bad, CONFIG.log_id).is_none(),
+            covered,
+            "bit {bit}"
+        );
+    }
+}
 
 #[test]
 fn a_header_or_trailer_with_one_bit_changed_is_refused() {

@@ -4,6 +4,7 @@
 
 mod append;
 mod crash;
+mod damage;
 mod layout;
 mod recovery;
 
@@ -13,7 +14,7 @@ use super::format::PART_BYTES_MAX;
 use super::memory::{MemoryDisk, Random};
 use super::{
     Head, Log, LogConfig, LogEvent, LogId, LogStart, NotReady, Record, RecoverError, Recovered,
-    SegmentFiles, ValueKind, recover,
+    SegmentFiles, Sequence, ValueKind, recover,
 };
 
 const SHARD: ShardNo = ShardNo(3);
@@ -31,6 +32,8 @@ enum Owned {
     Put(u32, Vec<u8>, ValueKind, ObjectId, u64, Option<Vec<u8>>),
     Delete(u32, Vec<u8>),
     Object(ValueKind, ObjectId, Vec<u8>),
+    /// Appended by the log itself.
+    Synced(u64),
 }
 
 impl Owned {
@@ -71,6 +74,10 @@ impl Owned {
                 id: *id,
                 payload: Some(payload),
             },
+            Self::Synced(upto) => Record::Synced {
+                log_id: CONFIG.log_id,
+                upto: Sequence(*upto),
+            },
         }
     }
 
@@ -90,6 +97,7 @@ impl Owned {
             } => Self::Put(agent.0, key.to_vec(), kind, id, value_bytes, payload),
             Head::Delete { agent, key } => Self::Delete(agent.0, key.to_vec()),
             Head::Object { kind, id } => Self::Object(kind, id, payload.unwrap()),
+            Head::Synced { upto } => Self::Synced(upto.0),
         }
     }
 
@@ -177,8 +185,15 @@ impl Rig {
     }
 }
 
-/// Recovers and reads every payload back.
+/// Recovers and reads every payload back; what the log itself appended is left out.
 fn read_back<F: SegmentFiles>(files: &mut F) -> Result<(Recovered, Vec<Owned>), RecoverError> {
+    let (recovered, mut records) = read_all(files)?;
+    records.retain(|record| !matches!(record, Owned::Synced(_)));
+    Ok((recovered, records))
+}
+
+/// Recovers and reads every payload back.
+fn read_all<F: SegmentFiles>(files: &mut F) -> Result<(Recovered, Vec<Owned>), RecoverError> {
     let mut seen = Vec::new();
     let recovered = recover(files, SHARD, &mut |record| {
         assert_eq!(record.sequence.0, seen.len() as u64 + 1);
@@ -245,4 +260,19 @@ fn damaged() -> (MemoryDisk, Vec<Owned>) {
     rig.disk.bytes_mut(SegmentNo(2))[50_000] ^= 1;
     rig.disk.sync_all();
     (rig.disk, records[..4].to_vec())
+}
+
+/// Recovers, expects an error, and that nothing was changed.
+#[track_caller]
+fn refused(disk: &MemoryDisk) -> RecoverError {
+    let mut tried = disk.clone();
+    let error = recover(&mut tried, SHARD, &mut |_| {}).unwrap_err();
+    let mut before = disk.clone();
+    assert_eq!(tried.segments(), before.segments());
+    for segment in tried.segments() {
+        let segment = SegmentNo(segment);
+        assert_eq!(tried.bytes_mut(segment), before.bytes_mut(segment));
+    }
+    assert!(tried.orphans.is_empty() && tried.tails.is_empty());
+    error
 }
