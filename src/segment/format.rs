@@ -41,11 +41,17 @@ const KIND_PUT: u8 = 2;
 const KIND_DELETE: u8 = 3;
 const KIND_OBJECT: u8 = 4;
 const KIND_SYNCED: u8 = 5;
+const KIND_BRANCH: u8 = 6;
+const KIND_BRANCH_GONE: u8 = 7;
+const KIND_TAG: u8 = 8;
 
 const FLAG_ID: u8 = 1;
 const FLAG_PAYLOAD: u8 = 2;
 const FLAG_LIST: u8 = 4;
 const FLAG_PUBLIC: u8 = 8;
+const FLAG_NODE: u8 = 16;
+const FLAG_CHECKPOINT: u8 = 32;
+const FLAG_KEPT: u8 = 64;
 
 const _: () = {
     assert!(AGENT_NAME_BYTES_MAX <= KEY_BYTES_MAX && KEY_BYTES_MAX <= u16::MAX as usize);
@@ -57,22 +63,45 @@ const _: () = {
 pub struct LogId(pub u64);
 
 /// What an object is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
-pub enum ValueKind {
-    /// The bytes themselves.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, Default)]
+pub enum ObjectKind {
+    /// The bytes of a value, or of a part of one.
+    #[default]
     Blob,
     /// A [`super::ListPayload`]: the ids of the parts.
     List,
+    /// A node of a state tree.
+    Node,
+    /// A checkpoint.
+    Checkpoint,
 }
 
-impl ValueKind {
+impl ObjectKind {
     /// The id of `payload` as an object of this kind.
     #[must_use]
     pub fn id_of(self, payload: &[u8]) -> ObjectId {
         match self {
             Self::Blob => ObjectId::of_blob(payload),
             Self::List => ObjectId::of_list(payload),
+            Self::Node => ObjectId::of_node(payload),
+            Self::Checkpoint => ObjectId::of_checkpoint(payload),
         }
+    }
+
+    const fn flags(self) -> u8 {
+        match self {
+            Self::Blob => 0,
+            Self::List => FLAG_LIST,
+            Self::Node => FLAG_NODE,
+            Self::Checkpoint => FLAG_CHECKPOINT,
+        }
+    }
+
+    fn from_flags(flags: u8) -> Option<Self> {
+        let kinds = [Self::Blob, Self::List, Self::Node, Self::Checkpoint];
+        kinds
+            .into_iter()
+            .find(|kind| kind.flags() == flags & (FLAG_LIST | FLAG_NODE | FLAG_CHECKPOINT))
     }
 }
 
@@ -92,10 +121,12 @@ pub enum Head<'a> {
     Put {
         /// The owner of the key.
         agent: AgentNo,
+        /// The branch.
+        branch: BranchNo,
         /// At most [`KEY_BYTES_MAX`] bytes.
         key: &'a [u8],
         /// Whether `id` names the value or its list of parts.
-        kind: ValueKind,
+        kind: ObjectKind,
         /// The object.
         id: ObjectId,
         /// Length of the value; of a list, of all parts together.
@@ -105,20 +136,57 @@ pub enum Head<'a> {
     Delete {
         /// The owner of the key.
         agent: AgentNo,
+        /// The branch.
+        branch: BranchNo,
         /// At most [`KEY_BYTES_MAX`] bytes.
         key: &'a [u8],
     },
-    /// An object that no key points at yet: a part of a large value.
+    /// An object that no key points at yet: a part of a large value, a node, a checkpoint.
     Object {
         /// What it is.
-        kind: ValueKind,
+        kind: ObjectKind,
         /// Its name.
         id: ObjectId,
+        /// A tree may hold it: it stays whatever keys name, until a collection finds it unreachable.
+        kept: bool,
     },
     /// Evidence for recovery, of no meaning to anyone else.
     Synced {
         /// This record and all before it were on the device when the head was written.
         upto: Sequence,
+    },
+    /// A branch has this name, points at this checkpoint, and its working set is this tree from now
+    /// on: puts and deletes of the branch before this record mean nothing any more, unless it says
+    /// that changes stay.
+    Branch {
+        /// Its agent.
+        agent: AgentNo,
+        /// Its number.
+        branch: BranchNo,
+        /// At most [`BRANCH_NAME_BYTES_MAX`] bytes.
+        name: &'a [u8],
+        /// The checkpoint that it points at.
+        head: Option<ObjectId>,
+        /// The tree that its working set lies on.
+        tree: ObjectId,
+        /// Only name and head change: the working set stays as it is.
+        changes_stay: bool,
+    },
+    /// A branch is gone.
+    BranchGone {
+        /// Its agent.
+        agent: AgentNo,
+        /// Its number.
+        branch: BranchNo,
+    },
+    /// A tag names this checkpoint from now on, or none.
+    Tag {
+        /// Its agent.
+        agent: AgentNo,
+        /// At most [`BRANCH_NAME_BYTES_MAX`] bytes.
+        name: &'a [u8],
+        /// The checkpoint.
+        target: Option<ObjectId>,
     },
 }
 
@@ -132,7 +200,15 @@ impl Head<'_> {
             }
             Self::Put { key, .. } => RECORD_HEADER_BYTES + OBJECT_ID_BYTES + key.len(),
             Self::Object { .. } => RECORD_HEADER_BYTES + OBJECT_ID_BYTES,
-            Self::Synced { .. } => RECORD_HEADER_BYTES,
+            Self::Branch { name, head, .. } => {
+                let ids = 1 + usize::from(head.is_some());
+                RECORD_HEADER_BYTES + ids * OBJECT_ID_BYTES + name.len()
+            }
+            Self::Tag { name, target, .. } => {
+                let ids = usize::from(target.is_some());
+                RECORD_HEADER_BYTES + ids * OBJECT_ID_BYTES + name.len()
+            }
+            Self::Synced { .. } | Self::BranchGone { .. } => RECORD_HEADER_BYTES,
         }
     }
 
@@ -140,8 +216,10 @@ impl Head<'_> {
     #[must_use]
     pub fn verify(&self, payload: &[u8]) -> bool {
         match self {
-            Self::Put { kind, id, .. } | Self::Object { kind, id } => kind.id_of(payload) == *id,
-            Self::Agent { .. } | Self::Delete { .. } | Self::Synced { .. } => payload.is_empty(),
+            Self::Put { kind, id, .. } | Self::Object { kind, id, .. } => {
+                kind.id_of(payload) == *id
+            }
+            _ => payload.is_empty(),
         }
     }
 }
@@ -162,10 +240,12 @@ pub enum Record<'a> {
     Put {
         /// The owner of the key.
         agent: AgentNo,
+        /// The branch.
+        branch: BranchNo,
         /// At most [`KEY_BYTES_MAX`] bytes.
         key: &'a [u8],
         /// Whether `id` names the value or its list of parts.
-        kind: ValueKind,
+        kind: ObjectKind,
         /// The object.
         id: ObjectId,
         /// Length of the value; of a list, of all parts together.
@@ -177,15 +257,19 @@ pub enum Record<'a> {
     Delete {
         /// The owner of the key.
         agent: AgentNo,
+        /// The branch.
+        branch: BranchNo,
         /// At most [`KEY_BYTES_MAX`] bytes.
         key: &'a [u8],
     },
     /// See [`Head::Object`].
     Object {
         /// What it is.
-        kind: ValueKind,
+        kind: ObjectKind,
         /// Its name.
         id: ObjectId,
+        /// A tree may hold it.
+        kept: bool,
         /// At most [`PAYLOAD_BYTES_MAX`] bytes; `None` where an earlier record of this log holds
         /// them: the upload needs them too, whatever becomes of their other owners.
         payload: Option<&'a [u8]>,
@@ -196,6 +280,37 @@ pub enum Record<'a> {
         log_id: LogId,
         /// The last record that was on the device.
         upto: Sequence,
+    },
+    /// See [`Head::Branch`].
+    Branch {
+        /// Its agent.
+        agent: AgentNo,
+        /// Its number.
+        branch: BranchNo,
+        /// At most [`BRANCH_NAME_BYTES_MAX`] bytes.
+        name: &'a [u8],
+        /// The checkpoint that it points at.
+        head: Option<ObjectId>,
+        /// The tree that its working set lies on.
+        tree: ObjectId,
+        /// Only name and head change.
+        changes_stay: bool,
+    },
+    /// See [`Head::BranchGone`].
+    BranchGone {
+        /// Its agent.
+        agent: AgentNo,
+        /// Its number.
+        branch: BranchNo,
+    },
+    /// See [`Head::Tag`].
+    Tag {
+        /// Its agent.
+        agent: AgentNo,
+        /// At most [`BRANCH_NAME_BYTES_MAX`] bytes.
+        name: &'a [u8],
+        /// The checkpoint.
+        target: Option<ObjectId>,
     },
 }
 
@@ -215,6 +330,7 @@ impl<'a> Record<'a> {
             },
             Self::Put {
                 agent,
+                branch,
                 key,
                 kind,
                 id,
@@ -222,14 +338,40 @@ impl<'a> Record<'a> {
                 ..
             } => Head::Put {
                 agent,
+                branch,
                 key,
                 kind,
                 id,
                 value_bytes,
             },
-            Self::Delete { agent, key } => Head::Delete { agent, key },
-            Self::Object { kind, id, .. } => Head::Object { kind, id },
+            Self::Delete { agent, branch, key } => Head::Delete { agent, branch, key },
+            Self::Object { kind, id, kept, .. } => Head::Object { kind, id, kept },
             Self::Synced { upto, .. } => Head::Synced { upto },
+            Self::Branch {
+                agent,
+                branch,
+                name,
+                head,
+                tree,
+                changes_stay,
+            } => Head::Branch {
+                agent,
+                branch,
+                name,
+                head,
+                tree,
+                changes_stay,
+            },
+            Self::BranchGone { agent, branch } => Head::BranchGone { agent, branch },
+            Self::Tag {
+                agent,
+                name,
+                target,
+            } => Head::Tag {
+                agent,
+                name,
+                target,
+            },
         }
     }
 
@@ -238,7 +380,7 @@ impl<'a> Record<'a> {
     pub fn payload(&self) -> Option<&'a [u8]> {
         match *self {
             Self::Put { payload, .. } | Self::Object { payload, .. } => payload,
-            Self::Agent { .. } | Self::Delete { .. } | Self::Synced { .. } => None,
+            _ => None,
         }
     }
 
@@ -262,7 +404,10 @@ impl<'a> Record<'a> {
             && match *self {
                 Self::Agent { name, .. } => name.len() <= AGENT_NAME_BYTES_MAX,
                 Self::Delete { key, .. } => key.len() <= KEY_BYTES_MAX,
-                Self::Object { .. } | Self::Synced { .. } => true,
+                Self::Object { .. } | Self::Synced { .. } | Self::BranchGone { .. } => true,
+                Self::Branch { name, .. } | Self::Tag { name, .. } => {
+                    name.len() <= BRANCH_NAME_BYTES_MAX
+                }
                 Self::Put {
                     key,
                     kind,
@@ -272,7 +417,7 @@ impl<'a> Record<'a> {
                 } => {
                     key.len() <= KEY_BYTES_MAX
                         && value_bytes <= VALUE_BYTES_MAX
-                        && (kind == ValueKind::List
+                        && (kind == ObjectKind::List
                             || payload.is_none_or(|p| p.len() as u64 == value_bytes))
                 }
             }
@@ -411,10 +556,10 @@ pub fn synced_at(bytes: &[u8], log_id: LogId) -> Option<Sequence> {
     (u64_at(header, 16) == synced_proof(log_id, sequence, upto)).then_some(upto)
 }
 
-fn list_flag(kind: ValueKind) -> u8 {
+fn list_flag(kind: ObjectKind) -> u8 {
     match kind {
-        ValueKind::Blob => 0,
-        ValueKind::List => FLAG_LIST,
+        ObjectKind::Blob => 0,
+        ObjectKind::List => FLAG_LIST,
     }
 }
 
@@ -501,9 +646,9 @@ fn head_of<'a>(header: &[u8], id: Option<ObjectId>, key: &'a [u8]) -> Option<Hea
     let payload_bytes = u32_at(header, 24);
     let value_bytes = u64_at(header, 32);
     let value_kind = if flags & FLAG_LIST == 0 {
-        ValueKind::Blob
+        ObjectKind::Blob
     } else {
-        ValueKind::List
+        ObjectKind::List
     };
     let has_payload = flags & FLAG_PAYLOAD != 0;
     if !has_payload && payload_bytes != 0 || branch != 0 && kind != KIND_SYNCED {
@@ -519,7 +664,7 @@ fn head_of<'a>(header: &[u8], id: Option<ObjectId>, key: &'a [u8]) -> Option<Hea
             })
         }
         (KIND_PUT, Some(id)) if allowed(FLAG_ID | FLAG_PAYLOAD | FLAG_LIST) => {
-            let whole = value_kind == ValueKind::List
+            let whole = value_kind == ObjectKind::List
                 || !has_payload
                 || value_bytes == u64::from(payload_bytes);
             (whole && value_bytes <= VALUE_BYTES_MAX).then_some(Head::Put {
