@@ -8,6 +8,8 @@
 //! - `agents[n]` is the agent of number `n`; numbers are never reused.
 
 use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use crate::cache::WindowWriter;
 use crate::id::{AgentNo, ObjectId, SegmentNo};
@@ -26,6 +28,8 @@ pub struct Agent {
     pub keys: WorkingSet,
     /// Its L1 window, while a lane is attached.
     pub window: Option<WindowWriter>,
+    /// The descriptor from which processes map the window.
+    pub window_fd: Option<Arc<OwnedFd>>,
     /// Lanes attached.
     pub lanes: u32,
 }
@@ -107,6 +111,7 @@ impl Tables {
             public,
             keys: WorkingSet::default(),
             window: None,
+            window_fd: None,
             lanes: 0,
         };
         self.agents.push(agent);
