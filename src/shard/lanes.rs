@@ -45,8 +45,12 @@ pub struct LaneRef {
 }
 
 /// A large value on its way in.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Upload {
+    /// Whose share of the uploads it takes.
+    pub session: SessionNo,
+    /// When its last part came, in the shard's time, in nanoseconds.
+    pub touched_ns: u64,
     /// The key.
     pub key: Vec<u8>,
     /// Bytes announced.
@@ -340,6 +344,20 @@ impl Lanes {
         self.sessions
             .iter()
             .any(|session| !session.scan.is_empty() || !session.bells.settled())
+    }
+
+    /// The upload that saw no part for longest, of a session or of all, and when its last came.
+    pub fn oldest_upload(&self, of: Option<SessionNo>) -> Option<(LaneRef, u64)> {
+        let uploads = self.slots.iter().enumerate().filter_map(|(index, slot)| {
+            let upload = slot.lane.as_ref()?.upload.as_ref()?;
+            let at = LaneRef {
+                index: index as u32,
+                generation: slot.generation,
+            };
+            let counts = of.is_none_or(|session| upload.session == session);
+            counts.then_some((at, upload.touched_ns))
+        });
+        uploads.min_by_key(|(_, touched_ns)| *touched_ns)
     }
 
     /// Parts that uploads hold.

@@ -30,6 +30,7 @@ mod pending;
 mod read;
 pub mod store;
 pub mod tables;
+mod uploads;
 mod write;
 
 #[cfg(test)]
@@ -40,7 +41,7 @@ use std::sync::Arc;
 
 use crossbeam_queue::ArrayQueue;
 
-pub use control::{AttachError, AttachRequest, Attached, Command, Event};
+pub use control::{Answer, AttachError, AttachRequest, Attached, Command, Event, SharedWindow};
 pub use peer::{PeerMessage, owner};
 pub use tables::{Tables, TablesError};
 
@@ -54,6 +55,7 @@ use crate::segment::{Disk, IoReply, Sequence};
 use lanes::{Lane, LaneRef, Lanes};
 use pending::{Pending, PowerWait};
 use store::{Flushed, Store};
+use uploads::Uploads;
 
 /// Submissions taken from one lane before the next lane has its turn.
 const ENTRIES_PER_SERVICE: usize = 16;
@@ -153,8 +155,10 @@ pub struct Shard<D> {
     fill_keys: Vec<u8>,
     scratch: Scratch,
     unsent: VecDeque<(ShardNo, PeerMessage)>,
+    /// Shards that are gone.
+    lost_peers: Vec<ShardNo>,
     staged_peers: Vec<(ShardNo, PeerMessage)>,
-    uploads: usize,
+    uploads: Uploads,
     /// Lanes whose uploads have parts that are not flushed.
     unflushed_uploads: Vec<LaneRef>,
     last_tier: Tier,
@@ -197,8 +201,9 @@ impl<D: Disk> Shard<D> {
             fill_keys: Vec::with_capacity(FILLS_PER_TURN * 64),
             scratch: Scratch::default(),
             unsent: VecDeque::new(),
+            lost_peers: Vec::new(),
             staged_peers: Vec::new(),
-            uploads: 0,
+            uploads: Uploads::default(),
             unflushed_uploads: Vec::new(),
             last_tier: Tier::None,
             now: 0,

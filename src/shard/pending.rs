@@ -9,13 +9,16 @@
 use std::collections::{HashMap, VecDeque};
 
 use crate::agent::entry::{Completion, Extent, Tier};
-use crate::id::{AgentNo, ShardNo};
+use crate::id::{AgentNo, SessionNo, ShardNo};
 use crate::segment::Sequence;
 use crate::segment::index::ObjectNo;
 use crate::shard::lanes::LaneRef;
 
 /// Cold reads under way in one shard.
 pub const COLD_READS_MAX: usize = 256;
+/// Of these, at most so many for one session, or for one other shard; more where a single read
+/// needs them and nothing else of it is under way.
+pub const COLD_READS_SHARE: usize = COLD_READS_MAX / 4;
 /// Buffers kept for reuse.
 const POOLED_BUFFERS_MAX: usize = 32;
 
@@ -35,9 +38,35 @@ pub enum Destination {
     },
 }
 
+/// For whom a read is done: whose share of the cold reads it takes.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Holder {
+    /// A session's lane.
+    Session(SessionNo),
+    /// Another shard.
+    Peer(ShardNo),
+}
+
+/// A read asked of another shard.
+#[derive(Debug)]
+pub struct PeerRead {
+    /// Who is asked.
+    pub owner: ShardNo,
+    /// Who asked.
+    pub lane: LaneRef,
+    /// Its session.
+    pub session: SessionNo,
+    /// Its number for it.
+    pub user_data: u64,
+    /// Where the bytes go.
+    pub reply: Extent,
+}
+
 /// A read of which pieces are missing.
 #[derive(Debug)]
 pub struct PendingRead {
+    /// For whom.
+    pub holder: Holder,
     /// Who gets it.
     pub destination: Destination,
     /// The completion, ready but for tier and failure.
@@ -82,10 +111,12 @@ pub struct Pending {
     pieces: HashMap<u64, ColdPiece>,
     next_ticket: u64,
     buffers: Vec<Vec<u8>>,
+    /// Pieces on their way, by holder; none is 0.
+    held: HashMap<Holder, usize>,
     /// In order of their sequence.
     pub power: VecDeque<PowerWait>,
-    /// Reads asked of other shards, by ticket: who asked, its user data, where the reply goes.
-    pub peers: HashMap<u64, (LaneRef, u64, Extent)>,
+    /// Reads asked of other shards, by ticket.
+    pub peers: HashMap<u64, PeerRead>,
 }
 
 impl Pending {
@@ -94,9 +125,11 @@ impl Pending {
         self.pieces.is_empty() && self.power.is_empty() && self.peers.is_empty()
     }
 
-    /// Whether as many more cold reads may start.
-    pub fn has_room(&self, reads: usize) -> bool {
+    /// Whether as many more cold reads may start for a holder.
+    pub fn has_room(&self, holder: Holder, reads: usize) -> bool {
+        let held = self.held.get(&holder).copied().unwrap_or(0);
         self.pieces.len() + reads <= COLD_READS_MAX
+            && (held == 0 || held + reads <= COLD_READS_SHARE)
     }
 
     /// Keeps a write or sync that waits for the device. A write comes last; a sync may name an older
@@ -116,6 +149,7 @@ impl Pending {
 
     /// Keeps a read of which pieces are missing; its number.
     pub fn add_read(&mut self, read: PendingRead) -> u32 {
+        *self.held.entry(read.holder).or_default() += read.missing as usize;
         match self.free.pop() {
             Some(no) => {
                 self.reads[no as usize] = Some(read);
@@ -149,10 +183,17 @@ impl Pending {
 
     /// One piece of a read came, from `tier`; the read, if that was the last one.
     pub fn piece_done(&mut self, no: u32, tier: Tier) -> Option<PendingRead> {
-        let read = self.read_mut(no)?;
+        let read = self.reads.get_mut(no as usize)?.as_mut()?;
         read.missing -= 1;
         read.completion.tier = tier;
-        if read.missing > 0 {
+        let (holder, missing) = (read.holder, read.missing);
+        if let Some(held) = self.held.get_mut(&holder) {
+            *held -= 1;
+            if *held == 0 {
+                self.held.remove(&holder);
+            }
+        }
+        if missing > 0 {
             return None;
         }
         self.free.push(no);

@@ -11,7 +11,7 @@ use crate::metrics::{ShardCounters, Stats};
 use crate::segment::index::ObjectNo;
 use crate::segment::{Disk, DiskError, IoRequest, PART_BYTES_MAX};
 use crate::shard::lanes::LaneRef;
-use crate::shard::pending::{ColdPiece, Destination, PendingRead};
+use crate::shard::pending::{ColdPiece, Destination, Holder, PendingRead};
 use crate::shard::store::{Piece, Store};
 use crate::shard::{Scratch, Shard, Step};
 use crate::state::Value;
@@ -294,13 +294,21 @@ impl<D: Disk> Shard<D> {
         fill: Option<(AgentNo, Box<[u8]>, ObjectNo)>,
     ) {
         self.last_tier = Tier::Cold;
-        if !self.pending.has_room(cold.len()) {
+        let holder = match &destination {
+            Destination::Lane(at, _) => match self.lanes.get_mut(*at) {
+                Some(lane) => Holder::Session(lane.session),
+                None => return,
+            },
+            Destination::Peer { shard, .. } => Holder::Peer(*shard),
+        };
+        if !self.pending.has_room(holder, cold.len()) {
             let mut busy = Completion::new(completion.user_data, Status::Busy);
             busy.detail = BusyReason::ColdReads as u32;
             return self.deliver(destination, busy);
         }
         let missing = cold.len() as u32;
         let read = self.pending.add_read(PendingRead {
+            holder,
             destination,
             completion,
             missing,
@@ -374,7 +382,10 @@ impl<D: Disk> Shard<D> {
                 }) => Status::Busy,
                 Err(_) => Status::IoFailed,
             };
-            let failed = Completion::new(read.completion.user_data, status);
+            let mut failed = Completion::new(read.completion.user_data, status);
+            if status == Status::Busy {
+                failed.detail = BusyReason::ColdReads as u32;
+            }
             if status == Status::Corrupt {
                 let at = self.store.tables.objects.get(piece.object).at;
                 report_damage(self.options.no.0, at);

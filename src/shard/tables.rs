@@ -8,6 +8,8 @@
 //! - `agents[n]` is the agent of number `n`; numbers are never reused.
 
 use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use crate::cache::WindowWriter;
 use crate::id::{AgentNo, ObjectId, SegmentNo, View};
@@ -28,6 +30,8 @@ pub struct Agent {
     pub view: View,
     /// Its L1 window, while a lane is attached.
     pub window: Option<WindowWriter>,
+    /// The descriptor from which processes map the window.
+    pub window_fd: Option<Arc<OwnedFd>>,
     /// Lanes attached.
     pub lanes: u32,
 }
@@ -127,6 +131,7 @@ impl Tables {
             keys: WorkingSet::default(),
             view: View::default(),
             window: None,
+            window_fd: None,
             lanes: 0,
         };
         self.agents.push(agent);

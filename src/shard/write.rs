@@ -14,9 +14,6 @@ use crate::shard::lanes::{LaneRef, Upload};
 use crate::shard::store::{Refused, Written};
 use crate::shard::{Scratch, Shard, Staged, Step};
 
-/// Large values on their way in at once, per shard: each holds its parts' numbers.
-const UPLOADS_MAX: usize = 1024;
-
 impl<D: Disk> Shard<D> {
     pub(super) fn put(&mut self, at: LaneRef, entry: &Submission, scratch: &mut Scratch) -> Step {
         let Some(lane) = self.lanes.get_mut(at) else {
@@ -120,6 +117,7 @@ impl<D: Disk> Shard<D> {
         };
         upload.parts.push(part);
         upload.stored += bytes;
+        upload.touched_ns = self.now;
         if !upload.unflushed {
             upload.unflushed = true;
             self.unflushed_uploads.push(at);
@@ -337,43 +335,11 @@ impl<D: Disk> Shard<D> {
         });
     }
 
-    /// Starts a large value, dropping one that the lane never ended; `false` where there are too
-    /// many.
-    fn begin_upload(&mut self, at: LaneRef, key: &[u8], total: u64) -> bool {
-        if let Some(old) = self
-            .lanes
-            .get_mut(at)
-            .and_then(|lane| lane.upload.take())
-            .map(|upload| *upload)
-        {
-            self.drop_upload(old);
-        }
-        if self.uploads >= UPLOADS_MAX {
-            return false;
-        }
-        if let Some(lane) = self.lanes.get_mut(at) {
-            self.uploads += 1;
-            let upload = Upload {
-                key: key.to_vec(),
-                total,
-                ..Upload::default()
-            };
-            lane.upload = Some(Box::new(upload));
-        }
-        true
-    }
-
     fn put_back(&mut self, at: LaneRef, upload: Upload) {
         match self.lanes.get_mut(at) {
             Some(lane) => lane.upload = Some(Box::new(upload)),
             None => self.drop_upload(upload),
         }
-    }
-
-    /// Gives up what is left of a large value.
-    pub(super) fn drop_upload(&mut self, mut upload: Upload) {
-        self.uploads -= 1;
-        self.store.release_parts(&mut upload.parts);
     }
 
     fn out_of_order(&mut self, at: LaneRef, entry: &Submission, expected: u64) -> Step {
