@@ -4,7 +4,11 @@
 //! objects they name; a tree is an immutable snapshot of such a map, named by the id of its root;
 //! large values are trees of chunks. Checkpoints and branches belong here.
 
+pub mod chunks;
 pub mod tree;
 pub mod working_set;
+
+#[cfg(test)]
+mod chunks_tests;
 
 pub use working_set::{Value, WorkingSet};
