@@ -165,6 +165,47 @@ impl ValueWriter {
         Value::Chunks { id, bytes }
     }
 
+    /// Goes on at the end of a chunked value: what is pushed next is appended to all of it but its last
+    /// chunk, whose id and length are returned. So the caller pushes that chunk first, then what it
+    /// appends, and gets the value and the objects that writing it as a whole would give, without
+    /// reading the rest of it.
+    ///
+    /// # Errors
+    /// A node at the right edge is absent or damaged; the writer is ready for another value, or for
+    /// the same call.
+    pub fn resume(
+        &mut self,
+        nodes: &impl Nodes,
+        root: &ObjectId,
+        bytes: u32,
+    ) -> Result<(ObjectId, u32), TreeError> {
+        self.pending.clear();
+        self.levels.iter_mut().for_each(Level::clear);
+        self.bytes = 0;
+        let mut edge = [(ChunksNode::default(), 0); LEVELS];
+        let top = right_edge(nodes, root, bytes, 0, &mut edge)?;
+        let (last, last_bytes) = edge[0].0.entry(edge[0].1);
+        for at in 0..=top {
+            let (mut node, mut kept) = edge[at];
+            if kept == 0
+                && let Some(above) = (at + 1..=top).find(|above| edge[*above].1 > 0)
+            {
+                // Whether a node begins with the entry that changes is open, and so is the node before.
+                edge[above].1 -= 1;
+                let (id, bytes) = edge[above].0.entry(edge[above].1);
+                right_edge(nodes, &id, bytes, at, &mut edge)?;
+                (node, kept) = (edge[at].0, edge[at].1 + 1);
+            }
+            // What the levels below were to leave in this one again is not among those kept.
+            for index in 0..kept {
+                let (id, bytes) = node.entry(index);
+                self.levels[at].push(at as u8, &id, bytes);
+            }
+        }
+        self.bytes = u64::from(bytes - last_bytes);
+        Ok((last, last_bytes))
+    }
+
     fn chunk(&mut self, bytes: &[u8], emit: &mut impl FnMut(NewObject<'_>)) {
         let id = blob(bytes, emit);
         self.add(0, &id, bytes.len() as u32, emit);
@@ -234,8 +275,14 @@ impl Level {
             is_node: true,
             bytes: &self.node,
         });
+        let bytes = self.bytes;
+        self.clear();
+        (id, bytes)
+    }
+
+    fn clear(&mut self) {
         self.node.clear();
-        (id, std::mem::take(&mut self.bytes))
+        self.bytes = 0;
     }
 }
 
@@ -264,8 +311,30 @@ fn chunk_bytes(bytes: &[u8]) -> usize {
     cut
 }
 
+/// Reads the last node of each level of a subtree, down to a level, and notes its last entry. The level
+/// of the subtree's root.
+fn right_edge<'n>(
+    nodes: &'n impl Nodes,
+    root: &ObjectId,
+    bytes: u32,
+    down_to: usize,
+    edge: &mut [(ChunksNode<'n>, usize); LEVELS],
+) -> Result<usize, TreeError> {
+    let mut node = ChunksNode::load(nodes, root, bytes, None)?;
+    let top = usize::from(node.level);
+    loop {
+        let last = node.entries.len() - 1;
+        edge[usize::from(node.level)] = (node, last);
+        if usize::from(node.level) <= down_to {
+            return Ok(top);
+        }
+        let (id, bytes) = node.entry(last);
+        node = ChunksNode::load(nodes, &id, bytes, Some(node.level))?;
+    }
+}
+
 /// A node over chunks, or over other such nodes.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 struct ChunksNode<'n> {
     level: u8,
     entries: &'n [[u8; ENTRY_BYTES]],
@@ -296,6 +365,25 @@ impl<'n> ChunksNode<'n> {
             true => Ok(node),
             false => Err(Damage::ChunkBytes),
         }
+    }
+
+    /// Opens a node, and checks it against what names it: the bytes below it, and its parent's level.
+    fn load(
+        nodes: &'n impl Nodes,
+        id: &ObjectId,
+        bytes: u32,
+        parent: Option<u8>,
+    ) -> Result<Self, TreeError> {
+        let damaged = |damage| TreeError::Damaged { id: *id, damage };
+        let stored = nodes.node(id).ok_or(TreeError::Absent(*id))?;
+        let node = Self::open(stored).map_err(damaged)?;
+        if parent.is_some_and(|level| level != node.level + 1) {
+            return Err(damaged(Damage::Level));
+        }
+        if node.bytes() != Some(bytes) {
+            return Err(damaged(Damage::ChunkBytes));
+        }
+        Ok(node)
     }
 
     fn entry(&self, index: usize) -> (ObjectId, u32) {
@@ -390,21 +478,13 @@ impl ChunkReader {
     /// The leaf that has the next byte, and where in the value it begins.
     fn leaf<'n>(&self, nodes: &'n impl Nodes) -> Result<(ChunksNode<'n>, u32), TreeError> {
         let (mut id, mut bytes, mut start) = (self.root, self.bytes, 0);
-        let mut level_below: Option<u8> = None;
+        let mut parent = None;
         loop {
-            let damaged = |damage| TreeError::Damaged { id, damage };
-            let stored = nodes.node(&id).ok_or(TreeError::Absent(id))?;
-            let node = ChunksNode::open(stored).map_err(damaged)?;
-            if level_below.is_some_and(|level| level != node.level) {
-                return Err(damaged(Damage::Level));
-            }
-            if node.bytes() != Some(bytes) {
-                return Err(damaged(Damage::ChunkBytes));
-            }
+            let node = ChunksNode::load(nodes, &id, bytes, parent)?;
             if node.level == 0 {
                 return Ok((node, start));
             }
-            level_below = Some(node.level - 1);
+            parent = Some(node.level);
             // The lengths add up to more than the place sought, so one of the children has it.
             for index in 0..node.entries.len() {
                 (id, bytes) = node.entry(index);

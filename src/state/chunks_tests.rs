@@ -196,6 +196,49 @@ fn an_append_to_10_mb_makes_objects_of_the_end() {
     }
 }
 
+/// Appends to a value by its right edge alone, with nodes that come when they are asked for.
+fn check_append(value: &[u8], more: &[u8]) {
+    let mut store = Store::default();
+    let mut writer = ValueWriter::default();
+    let Value::Chunks { id, bytes } = store.write(&mut writer, value, &[65_536]) else {
+        panic!("a chunked value");
+    };
+    let mut some = MemoryNodes::default();
+    let (last, last_bytes) = loop {
+        match writer.resume(&some, &id, bytes) {
+            Ok(last) => break last,
+            Err(TreeError::Absent(id)) => some.extend([(id, store.nodes.node(&id).unwrap())]),
+            Err(other) => panic!("{other}"),
+        }
+    };
+    let chunk = store.blobs[&last].clone();
+    assert_eq!(chunk.len(), last_bytes as usize);
+    let mut emitted = Store::default();
+    writer.push(&chunk, |object| emitted.take(object)).unwrap();
+    let appended = emitted.write(&mut writer, more, &[1000]);
+    let whole = [value, more].concat();
+    let mut other = ValueWriter::default();
+    assert_eq!(appended, store.write(&mut other, &whole, &[65_536]));
+    assert!(
+        emitted.new_objects <= 14 + more.len() / 1000,
+        "{}",
+        emitted.new_objects
+    );
+}
+
+#[test]
+fn an_append_reads_the_right_edge() {
+    for no in 0..300 {
+        // Nodes of every fill, and many that begin with the last entry.
+        let value = noise(16_400 + no * 1_777, no as u64);
+        check_append(&value, &noise(no * 31 % 9000, 1));
+    }
+    for no in 0..12 {
+        check_append(&noise(3_000_000 + no * 5_003, no as u64), b"and more");
+    }
+    check_append(&vec![0; 700_000], &[0; 40_000]);
+}
+
 #[test]
 fn a_flip_in_the_middle_makes_a_chunk_or_two_and_their_path() {
     let mut store = Store::default();
