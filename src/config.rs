@@ -83,7 +83,8 @@ pub struct Config {
     pub group_commit_interval: Duration,
     /// Who does the disk work that may block. Default [`Io::Auto`].
     pub io: Io,
-    /// Who may attach to which agents, beside the runtime's own user. Default: nobody.
+    /// Who may attach to which agents, beside the runtime's own user. Default: nobody. With a rule
+    /// every user can connect to the socket; whom none admits is turned away at once.
     pub access: Vec<AccessRule>,
     /// Where the values were written, for error messages. Leave it at its default.
     pub origin: Origin,

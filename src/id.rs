@@ -3,8 +3,8 @@
 //! Floor 0: nothing of the project is imported here. This is the only file that calls BLAKE3.
 //!
 //! Invariants
-//! - equal bytes of one kind have one [`ObjectId`]; a list's id can't equal a blob's id, since
-//!   lists are hashed under their own key.
+//! - equal bytes of one kind have one [`ObjectId`]; ids of different kinds (blob, list, tree node,
+//!   chunk node) can't be equal, since each kind but the blobs is hashed under its own key.
 //! - the numbers here mean something only inside one data directory or one run; only an
 //!   [`ObjectId`] and an agent's name travel.
 
@@ -24,6 +24,10 @@ pub const OBJECT_ID_BYTES: usize = 32;
 const LIST_KEY: &[u8; 32] = b"helios: id of a list of parts v1";
 /// The same for checkpoints.
 const CHECKPOINT_KEY: &[u8; 32] = b"helios: id of one checkpoint, v1";
+/// The same for nodes of trees.
+const NODE_KEY: &[u8; 32] = b"helios: id of a tree of keys, v1";
+/// The same for nodes that name the chunks of a large value.
+const CHUNKS_KEY: &[u8; 32] = b"helios: id of tree of chunks, v1";
 
 /// The name of immutable bytes: the BLAKE3 hash of them, 32 bytes.
 ///
@@ -54,6 +58,20 @@ impl ObjectId {
     #[must_use]
     pub fn of_checkpoint(bytes: &[u8]) -> Self {
         Self(*blake3::keyed_hash(CHECKPOINT_KEY, bytes).as_bytes())
+    }
+
+    /// The id of a node of a state tree: BLAKE3 keyed with the constant
+    /// `helios: id of a tree of keys, v1`.
+    #[must_use]
+    pub fn of_node(bytes: &[u8]) -> Self {
+        Self(*blake3::keyed_hash(NODE_KEY, bytes).as_bytes())
+    }
+
+    /// The id of a node over the chunks of a large value: BLAKE3 keyed with the constant
+    /// `helios: id of tree of chunks, v1`.
+    #[must_use]
+    pub fn of_chunks(bytes: &[u8]) -> Self {
+        Self(*blake3::keyed_hash(CHUNKS_KEY, bytes).as_bytes())
     }
 
     /// An id read from a record or a message. Any 32 bytes are an id of something.
@@ -145,11 +163,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ids_are_blake3_and_lists_are_apart() {
+    fn ids_are_blake3_and_kinds_are_apart() {
         // The published BLAKE3 vector for the empty input.
         let empty = "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262";
         assert_eq!(ObjectId::of_blob(b"").to_string(), empty);
-        assert_ne!(ObjectId::of_blob(b""), ObjectId::of_list(b""));
+        let kinds = [
+            ObjectId::of_blob(b""),
+            ObjectId::of_list(b""),
+            ObjectId::of_node(b""),
+            ObjectId::of_chunks(b""),
+        ];
+        for (no, id) in kinds.iter().enumerate() {
+            assert!(!kinds[..no].contains(id), "kind {no}");
+        }
     }
 
     #[test]

@@ -12,19 +12,28 @@
 
 mod control;
 mod data_dir;
+mod guest;
+mod handshakes;
+mod health;
 mod host;
+mod inbox;
 mod listener;
 mod shard_thread;
+
+#[cfg(test)]
+mod tests;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam_queue::ArrayQueue;
 
 pub use data_dir::DataDirError;
+pub use health::{Failure, Health};
 pub use listener::ListenError;
 
 use crate::cache::L2;
@@ -217,6 +226,12 @@ impl Runtime {
         for _ in seats {
             doorbells.push(Arc::new(Doorbell::new()?));
         }
+        let commands: Vec<Arc<ArrayQueue<Command>>> = seats
+            .iter()
+            .map(|_| Arc::new(ArrayQueue::new(COMMANDS_MAX)))
+            .collect();
+        let (control, events) = ControlPlane::new(&resolved, &commands, &doorbells)?;
+        let control = Arc::new(control);
         let directories: Vec<PathBuf> = (0..seats.len())
             .map(|shard| data_dir.shard(ShardNo(shard as u16)))
             .collect();
@@ -227,7 +242,7 @@ impl Runtime {
                 let doorbell = Arc::clone(doorbell);
                 ShardFiles {
                     directory: directory.clone(),
-                    wake: Arc::new(move || doorbell.ring()),
+                    wake: Arc::new(move || doorbell.ring_from_io()),
                 }
             });
         let backend = match config.io {
@@ -240,15 +255,20 @@ impl Runtime {
             backend,
             core,
             shards: files.collect(),
+            lost: {
+                // Weak: the core is stopped in order after everything else.
+                let control = Arc::downgrade(&control);
+                Arc::new(move || {
+                    if let Some(control) = control.upgrade() {
+                        control.io_lost();
+                    }
+                })
+            },
         };
         let (io, disks) = IoCore::start(options)?;
 
         let counters: Arc<[ShardCounters]> =
             seats.iter().map(|_| ShardCounters::default()).collect();
-        let commands: Vec<Arc<ArrayQueue<Command>>> = seats
-            .iter()
-            .map(|_| Arc::new(ArrayQueue::new(COMMANDS_MAX)))
-            .collect();
         let started = Instant::now();
         let mut recovery = Recovery::default();
         let l2_bytes = config.memory_max / L2_SHARE;
@@ -256,7 +276,7 @@ impl Runtime {
         for (no, (disk, directory)) in disks.into_iter().zip(directories).enumerate() {
             let no = ShardNo(no as u16);
             let (store, report) = recover_shard(&io, no, disk, directory, config, seats.len())?;
-            add_report(&mut recovery.report, &report);
+            recovery.report.add(&report);
             stores.push(store);
         }
         recovery.elapsed = started.elapsed();
@@ -271,8 +291,6 @@ impl Runtime {
         );
 
         let stop = Arc::new(AtomicBool::new(false));
-        let (control, events) = ControlPlane::new(&resolved, commands.clone(), doorbells.clone())?;
-        let control = Arc::new(control);
         // From here on, dropping it on an error stops what was started.
         let mut runtime = Self {
             host: host::session(&control)?,
@@ -335,6 +353,13 @@ impl Runtime {
     #[must_use]
     pub fn session(&self) -> &Session {
         &self.host
+    }
+
+    /// What of the runtime has failed, and a way to wait for it. After a failure the rest serves
+    /// on; a host that wants all of it back shuts down and starts again.
+    #[must_use]
+    pub fn health(&self) -> Health {
+        self.control.health().clone()
     }
 
     /// What the shards have counted, summed.
@@ -408,8 +433,7 @@ impl Runtime {
         let deadline = Instant::now() + SHUTDOWN_WAIT;
         for (no, answer) in answers.into_iter().enumerate() {
             let shard = ShardNo(no as u16);
-            let left = deadline.saturating_duration_since(Instant::now());
-            let ended = match answer.recv_timeout(left) {
+            let ended = match self.answer_by(&answer, deadline) {
                 Ok((_, true)) => Ok(()),
                 Ok((_, false)) => Err(ShutdownError::NotSynced { shard }),
                 Err(_) => Err(ShutdownError::Lost { shard }),
@@ -421,6 +445,22 @@ impl Runtime {
             io.shutdown();
         }
         outcome
+    }
+
+    /// A shard's answer to its shutdown; meanwhile commands that found no room are handed on, for
+    /// the listener is gone that did it before.
+    fn answer_by<T>(&self, answer: &Receiver<T>, deadline: Instant) -> Result<T, RecvTimeoutError> {
+        loop {
+            let behind = self.control.catch_up();
+            let mut left = deadline.saturating_duration_since(Instant::now());
+            if behind {
+                left = left.min(Duration::from_millis(10));
+            }
+            match answer.recv_timeout(left) {
+                Err(RecvTimeoutError::Timeout) if behind && Instant::now() < deadline => {}
+                outcome => return outcome,
+            }
+        }
     }
 
     fn stop_threads(&mut self) {
@@ -438,6 +478,7 @@ impl Drop for Runtime {
             listener.stop();
         }
         self.stop_threads();
+        self.control.health().end();
     }
 }
 
@@ -533,17 +574,6 @@ fn warn_of_damage(shard: ShardNo, recovered: &Recovered) {
 fn fresh_log_id() -> LogId {
     use std::hash::{BuildHasher, RandomState};
     LogId(RandomState::new().hash_one(std::process::id()))
-}
-
-fn add_report(sum: &mut RecoverReport, one: &RecoverReport) {
-    sum.records += one.records;
-    sum.record_bytes += one.record_bytes;
-    sum.segments += one.segments;
-    sum.sealed += one.sealed;
-    sum.read_bytes += one.read_bytes;
-    sum.truncated_bytes += one.truncated_bytes;
-    sum.damaged += one.damaged;
-    sum.set_aside += one.set_aside;
 }
 
 /// Resident bytes of this process, and those of them that are shared memory.

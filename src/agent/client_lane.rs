@@ -208,9 +208,8 @@ impl ClientLane {
     /// Makes sure that the shard sees all that was submitted: rings, if the shard doesn't poll
     /// this lane, and says whether a frame is needed.
     ///
-    /// Once per batch. Three races are closed here: the shard stops polling the lane (first
-    /// fence, against `ServerLane::set_attention`), it stops looking at the session's bells
-    /// (second fence, and the second look), it goes to sleep (second fence, against
+    /// Once per batch. Two races are closed here: the shard stops polling the lane (first fence,
+    /// against `ServerLane::set_attention`), it goes to sleep (second fence, against
     /// `StatusPage::set_sleeping`).
     #[inline]
     pub fn notify(&self, bells: &ClientBells) -> Notify {
@@ -220,7 +219,7 @@ impl ClientLane {
         }
         bells.ring(self.shard, self.lane);
         fence(Ordering::SeqCst);
-        if self.attention() == Attention::Knock || bells.sleeping(self.shard) {
+        if bells.sleeping(self.shard) {
             Notify::SendBell
         } else {
             Notify::Nothing

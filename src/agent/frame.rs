@@ -127,12 +127,14 @@ pub enum RefusalCode {
     Disk,
     /// No such lane in this session.
     NoSuchLane,
+    /// The shard that owns the agent failed; the runtime has to be restarted.
+    ShardFailed,
     /// A code of a later version.
     Other(u32),
 }
 
 impl RefusalCode {
-    const KNOWN: [Self; 9] = [
+    const KNOWN: [Self; 10] = [
         Self::Version,
         Self::Protocol,
         Self::NotAllowed,
@@ -142,6 +144,7 @@ impl RefusalCode {
         Self::ShuttingDown,
         Self::Disk,
         Self::NoSuchLane,
+        Self::ShardFailed,
     ];
 
     /// The number on the wire, from 1.

@@ -55,17 +55,14 @@ pub enum Attention {
     Bell = 0,
     /// The shard polls the submission ring: nothing to do.
     Polled = 1,
-    /// The shard doesn't look at the session's bells: the client rings and sends a frame.
-    Knock = 2,
 }
 
 impl Attention {
     fn of_word(word: u32) -> Self {
         match word {
-            0 => Self::Bell,
             1 => Self::Polled,
-            // What a later version may say is safest answered loudly.
-            _ => Self::Knock,
+            // What a later version may say is safest answered by a bell.
+            _ => Self::Bell,
         }
     }
 }

@@ -233,11 +233,9 @@ impl ServerLane {
     /// Says how the client gets this shard's attention. True: a submission is there already, or
     /// something malformed; the caller looks at the lane again.
     ///
-    /// Before it stops polling a lane, the shard calls this with `Bell` or `Knock` and takes
-    /// again if told so. Either the client's load comes after this store, and it rings, or its
-    /// entry is seen here (both sides fence). On a change to `Knock` the caller also asks
-    /// [`ServerBells::settled`](crate::agent::bell::ServerBells::settled) afterwards: a client
-    /// that read `Bell` before may have rung, and looks at this word again after ringing.
+    /// Before it stops polling a lane, the shard calls this with `Bell` and takes again if told
+    /// so. Either the client's load comes after this store, and it rings, or its entry is seen
+    /// here (both sides fence).
     pub fn set_attention(&mut self, attention: Attention) -> bool {
         let word = self.server.half(S_ATTENTION);
         word.store(attention as u32, Ordering::Relaxed);

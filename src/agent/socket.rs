@@ -20,8 +20,10 @@ use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
     SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
 };
+use rustix::process::PidfdFlags;
 
 use crate::agent::frame::{FDS_MAX, FRAME_BYTES_MAX, Frame, FrameError};
+use crate::shared::peer_process;
 
 /// A connected socket that carries frames.
 #[derive(Debug)]
@@ -165,6 +167,34 @@ impl FrameSocket {
             uid: credentials.uid.as_raw(),
             gid: credentials.gid.as_raw(),
         })
+    }
+
+    /// A handle of the process at the other end, as of its `connect`: readable once it is dead,
+    /// whoever else holds the socket. None where the kernel has no such handles.
+    ///
+    /// # Errors
+    /// `Closed`: the process is dead already. The system's, when it is out of descriptors.
+    pub fn peer_process(&self) -> Result<Option<OwnedFd>, SocketError> {
+        let error = match peer_process(&self.fd) {
+            Ok(process) => return Ok(Some(process)),
+            Err(error) => error,
+        };
+        let errno = Errno::from_io_error(&error);
+        match errno {
+            Some(Errno::SRCH | Errno::INVAL) => return Err(SocketError::Closed),
+            // Before Linux 6.5. By its number, it is another's process only if this one died, was
+            // reaped, and its number was given out again since it connected.
+            Some(Errno::NOPROTOOPT) => {}
+            _ => return Err(SocketError::Os(error)),
+        }
+        let credentials = rustix::net::sockopt::socket_peercred(&self.fd)?;
+        match rustix::process::pidfd_open(credentials.pid, PidfdFlags::empty()) {
+            Ok(process) => Ok(Some(process)),
+            Err(Errno::SRCH) => Err(SocketError::Closed),
+            // Before 5.3, or forbidden, or of another namespace.
+            Err(Errno::NOSYS | Errno::PERM | Errno::INVAL) => Ok(None),
+            Err(errno) => Err(SocketError::Os(errno.into())),
+        }
     }
 
     /// Sends one frame and its descriptors, which stay open here. All of it or nothing is sent.

@@ -379,17 +379,11 @@ fn sleepy_shard(both: ServerSide, rounds: u64) {
         if again {
             continue;
         }
-        let knock = turn.is_multiple_of(3);
-        let attention = if knock {
-            Attention::Knock
-        } else {
-            Attention::Bell
-        };
-        if server.set_attention(attention) {
+        if server.set_attention(Attention::Bell) {
             serve(&mut server, &socket, &mut answered);
             continue;
         }
-        status.set_sleeping(!knock);
+        status.set_sleeping(true);
         if bells.settled() {
             assert!(
                 answered == rounds || readable(&socket, LOST),
@@ -569,7 +563,7 @@ fn a_change_of_attention_tells_of_entries_that_are_there() {
     for _ in 0..9 {
         assert!(!server.set_attention(Attention::Bell));
         client.submit(&Submission::new(Op::Sync, 0)).unwrap();
-        assert!(server.set_attention(Attention::Knock));
+        assert!(server.set_attention(Attention::Bell));
         server.take().unwrap().unwrap();
         assert!(!server.set_attention(Attention::Polled));
         server.complete(&Completion::new(0, Status::Ok));

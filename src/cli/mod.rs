@@ -1,7 +1,7 @@
 //! The subcommands of the `helios` program.
 //!
 //! Floor 5: arguments in, text and exit codes out. Exit codes: 0 good, 1 failed, 2 the
-//! configuration or the arguments are wrong.
+//! configuration or the arguments are wrong, 3 a part of the runtime failed while it served.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

@@ -1,9 +1,15 @@
 //! `helios serve`: a thin host around the runtime.
+//!
+//! It ends by a signal, or because a part of the runtime failed: then it says the reason and its
+//! number, lets the other parts end in order, and exits with [`FAILED`], so that whatever watches
+//! it starts it again and recovery brings everything back.
 
 use std::process::ExitCode;
+use std::sync::mpsc::{Sender, channel};
 
 use anyhow::Context;
 use helios::Runtime;
+use helios::runtime::{Failure, Health};
 
 use super::ConfigArgs;
 
@@ -18,11 +24,54 @@ pub(super) fn run(args: &ConfigArgs) -> anyhow::Result<ExitCode> {
         runtime.io_backend(),
         runtime.socket().display()
     );
-    let signal = signals.wait().context("waiting for a signal")?;
-    println!("helios: {signal}, shutting down");
-    runtime.shutdown()?;
-    println!("helios: everything is on the device; bye");
-    Ok(ExitCode::SUCCESS)
+    let (end, ends) = channel();
+    watch(runtime.health(), end.clone())?;
+    signals.watch(end)?;
+    // Both ends are held by threads that wait as long as the runtime runs.
+    match ends.recv().context("waiting for an end")? {
+        End::Signal(signal) => {
+            let signal = signal.context("waiting for a signal")?;
+            println!("helios: {signal}, shutting down");
+            runtime.shutdown()?;
+            println!("helios: everything is on the device; bye");
+            Ok(ExitCode::SUCCESS)
+        }
+        End::Failure(failure) => {
+            eprintln!("{}", farewell(failure));
+            // What failed can't end in order; the others do, and said why where they could not.
+            if let Err(error) = runtime.shutdown() {
+                eprintln!("helios: {error}");
+            }
+            Ok(ExitCode::from(FAILED))
+        }
+    }
+}
+
+/// The exit code after a failure of a part of the runtime.
+const FAILED: u8 = 3;
+
+/// Why `serve` ends.
+enum End {
+    Signal(std::io::Result<&'static str>),
+    Failure(Failure),
+}
+
+fn farewell(failure: Failure) -> String {
+    let number = failure.number();
+    format!("helios: stops for reason {number}: {failure}")
+}
+
+/// Waits for a failure on a thread of its own, which ends with the runtime.
+fn watch(health: Health, end: Sender<End>) -> anyhow::Result<()> {
+    let wait = move || {
+        if let Some(failure) = health.wait() {
+            // Another end may have come first.
+            let _ = end.send(End::Failure(failure));
+        }
+    };
+    let thread = std::thread::Builder::new().name("helios-health".into());
+    thread.spawn(wait).context("starting a thread")?;
+    Ok(())
 }
 
 /// SIGINT and SIGTERM, taken one at a time.
@@ -45,6 +94,17 @@ impl Signals {
                 errno => Err(std::io::Error::from_raw_os_error(errno)),
             }
         }
+    }
+
+    /// Waits for a signal on a thread of its own, which ends with the process.
+    fn watch(self, end: Sender<End>) -> anyhow::Result<()> {
+        let wait = move || {
+            // Another end may have come first.
+            let _ = end.send(End::Signal(self.wait()));
+        };
+        let thread = std::thread::Builder::new().name("helios-signals".into());
+        thread.spawn(wait).context("starting a thread")?;
+        Ok(())
     }
 
     fn wait(&self) -> std::io::Result<&'static str> {

@@ -49,15 +49,26 @@ struct ResolvedRule {
     agents: String,
 }
 
+impl ResolvedRule {
+    fn lets_in(&self, uid: u32, gid: u32) -> bool {
+        self.gid == Some(gid) || self.uids.contains(&uid)
+    }
+}
+
 impl Access {
     /// May a process of this user and group attach to this agent?
     #[must_use]
     pub fn allows(&self, uid: u32, gid: u32, agent_name: &str) -> bool {
-        let lets_in = |rule: &ResolvedRule| {
-            (rule.gid == Some(gid) || rule.uids.contains(&uid))
-                && matches(rule.agents.as_bytes(), agent_name.as_bytes())
+        let lets_to = |rule: &ResolvedRule| {
+            rule.lets_in(uid, gid) && matches(rule.agents.as_bytes(), agent_name.as_bytes())
         };
-        uid == self.own_uid || self.rules.iter().any(lets_in)
+        uid == self.own_uid || self.rules.iter().any(lets_to)
+    }
+
+    /// May a process of this user and group attach to any agent at all?
+    #[must_use]
+    pub fn admits(&self, uid: u32, gid: u32) -> bool {
+        uid == self.own_uid || self.rules.iter().any(|rule| rule.lets_in(uid, gid))
     }
 
     /// Looks the rules' names up on this machine.
@@ -248,6 +259,8 @@ mod tests {
             !access.allows(12, 12, "bob-7"),
             "a member's name is never an id"
         );
+        assert!(access.admits(1000, 100) && access.admits(5000, 200) && access.admits(42, 1));
+        assert!(!access.admits(7, 100) && !access.admits(0, 0) && !access.admits(12, 12));
         assert!(access.allows(1007, 100, "x"), "the user who is called 7");
         assert!(!access.allows(7, 100, "x"));
     }

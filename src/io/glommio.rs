@@ -44,7 +44,7 @@ use ::glommio::{
 use rustix::event::EventfdFlags;
 
 use super::file;
-use super::line::{CoreEnd, Inbox, Next, Outbox, READ_LINES, READ_SLOTS};
+use super::line::{CoreEnd, Inbox, Next, Outbox, READ_LINES, READ_SLOTS, Watch};
 use super::probe::{Refusal, probe};
 use super::serial::{Device, Serial};
 use super::{CoreLines, READ_FILES_MAX, threads};
@@ -64,15 +64,15 @@ const NEVER: Duration = Duration::from_secs(24 * 3600);
 
 /// A started executor that waits for its lines.
 pub(super) struct Started {
-    lines: mpsc::Sender<Vec<CoreLines>>,
+    lines: mpsc::Sender<(Vec<CoreLines>, Watch)>,
     thread: JoinHandle<()>,
 }
 
 impl Started {
     /// Gives it the lines to serve.
-    pub(super) fn serve(self, shards: Vec<CoreLines>) -> JoinHandle<()> {
-        // The thread waits for exactly this; were it dead, the join would tell.
-        let _ = self.lines.send(shards);
+    pub(super) fn serve(self, shards: Vec<CoreLines>, watch: Watch) -> JoinHandle<()> {
+        // The thread waits for exactly this; were it dead, the watch would tell.
+        let _ = self.lines.send((shards, watch));
         self.thread
     }
 }
@@ -91,8 +91,8 @@ pub(super) fn start(core: Option<usize>, shards: usize) -> Result<Started, Refus
         match catch_unwind(|| build(core, ring_depth)) {
             Ok(Ok(executor)) => {
                 let _ = report.send(Ok(()));
-                if let Ok(shards) = lines_of_thread.recv() {
-                    run(&executor, shards, door, core);
+                if let Ok((shards, watch)) = lines_of_thread.recv() {
+                    run(&executor, shards, door, core, &watch);
                 }
             }
             Ok(Err(refusal)) => drop(report.send(Err(refusal))),
@@ -178,10 +178,20 @@ impl Hall {
     }
 }
 
-fn run(executor: &LocalExecutor, shards: Vec<CoreLines>, door: Arc<Door>, core: Option<usize>) {
+fn run(
+    executor: &LocalExecutor,
+    shards: Vec<CoreLines>,
+    door: Arc<Door>,
+    core: Option<usize>,
+    watch: &Watch,
+) {
     let (jobs, jobs_of_thread) = mpsc::channel::<Job>();
-    let work = move || jobs_of_thread.into_iter().for_each(|job| job());
-    // Without it creates and seals could not be served; the panic ends the core, and is_running
+    let of_worker = Watch(Arc::clone(&watch.0));
+    let work = move || {
+        let _watch = of_worker;
+        jobs_of_thread.into_iter().for_each(|job| job());
+    };
+    // Without it creates and seals could not be served; the panic ends the core, and its watch
     // tells.
     let worker = threads::spawn("helios-io-file", core, work).expect("a thread of the I/O core");
     executor.run(serve(shards, door, jobs));

@@ -60,12 +60,20 @@ pub(super) enum Stop {
 }
 
 /// What the threads of the core share with its handle.
-#[derive(Default)]
 pub(super) struct Signal {
     stop: AtomicU8,
+    lost: Wake,
 }
 
 impl Signal {
+    /// `lost` is called where a thread of the core ends that nobody told to.
+    pub(super) fn new(lost: Wake) -> Self {
+        Self {
+            stop: AtomicU8::new(Stop::No as u8),
+            lost,
+        }
+    }
+
     pub(super) fn stop(&self) -> Stop {
         // Acquire: pairs with `set`, after which every line was closed.
         match self.stop.load(Ordering::Acquire) {
@@ -77,6 +85,24 @@ impl Signal {
 
     pub(super) fn set(&self, stop: Stop) {
         self.stop.store(stop as u8, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+impl Default for Signal {
+    fn default() -> Self {
+        Self::new(Arc::new(|| ()))
+    }
+}
+
+/// Held by a thread of the core as long as it runs.
+pub(super) struct Watch(pub(super) Arc<Signal>);
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        if self.0.stop() == Stop::No {
+            (self.0.lost)();
+        }
     }
 }
 

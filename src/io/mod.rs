@@ -35,7 +35,9 @@ pub use disk::ShardDisk;
 pub use line::Wake;
 pub use probe::{MEMLOCK_BYTES_MIN, Refusal, probe};
 
-use line::{Bell, CoreEnd, READ_LINES, READ_SLOTS, SERIAL_SLOTS, ShardEnd, Signal, Stop, line};
+use line::{
+    Bell, CoreEnd, READ_LINES, READ_SLOTS, SERIAL_SLOTS, ShardEnd, Signal, Stop, Watch, line,
+};
 
 /// Files that a read line keeps open.
 const READ_FILES_MAX: usize = 32;
@@ -80,6 +82,9 @@ pub struct IoOptions {
     pub core: Option<usize>,
     /// The shards, in order.
     pub shards: Vec<ShardFiles>,
+    /// Called, perhaps more than once, where a thread of the core ends that nobody told to: a
+    /// panic. What was asked of it is never answered then; the host should stop.
+    pub lost: Wake,
 }
 
 /// Why the I/O core did not start.
@@ -125,7 +130,7 @@ impl IoCore {
                 source,
             })?;
         }
-        let signal = Arc::new(Signal::default());
+        let signal = Arc::new(Signal::new(options.lost));
         let started = match options.backend {
             Backend::Threads => None,
             asked => match glommio::start(options.core, options.shards.len()) {
@@ -145,7 +150,10 @@ impl IoCore {
             lines.push(core_lines);
         }
         let (backend, refusal, threads) = match started {
-            Some(Ok(executor)) => (Backend::Glommio, None, vec![executor.serve(lines)]),
+            Some(Ok(executor)) => {
+                let thread = executor.serve(lines, Watch(Arc::clone(&signal)));
+                (Backend::Glommio, None, vec![thread])
+            }
             other => {
                 let refusal = other.and_then(Result::err);
                 let threads = threads::start(lines, &signal, options.core);

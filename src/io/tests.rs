@@ -66,6 +66,7 @@ impl Rig {
             backend,
             core,
             shards: (0..shards).map(shard).collect(),
+            lost: Arc::new(|| ()),
         };
         let (core, disks) = IoCore::start(options).unwrap();
         assert_eq!(core.backend(), backend);
@@ -215,6 +216,7 @@ fn what_was_written_is_found_by_the_next_run() {
             backend,
             core: None,
             shards: vec![shard.clone()],
+            lost: Arc::new(|| ()),
         };
         let (core, mut disks) = IoCore::start(options(first)).unwrap();
         let bytes = 1 << 16;

@@ -17,7 +17,7 @@ use std::task::{Context, Poll, Waker};
 use std::thread::JoinHandle;
 
 use super::file;
-use super::line::{CoreEnd, Signal, Stop};
+use super::line::{CoreEnd, Signal, Stop, Watch};
 use super::serial::{Device, Serial};
 use super::{CoreLines, READ_FILES_MAX, pin_thread};
 use crate::id::SegmentNo;
@@ -52,7 +52,10 @@ pub(super) fn start(
         .map(|(_, line)| Arc::clone(line.inbox.bell()))
         .collect();
     let of_thread = Arc::clone(signal);
-    let body = move || serve(&of_thread, serials, serve_serial);
+    let body = move || {
+        let watch = Watch(of_thread);
+        serve(&watch.0, serials, serve_serial);
+    };
     threads.push(spawn("helios-io-sync", core, body)?);
     bells
         .iter()
@@ -63,7 +66,10 @@ pub(super) fn start(
             .map(|reader| Arc::clone(reader.line.inbox.bell()))
             .collect();
         let of_thread = Arc::clone(signal);
-        let body = move || serve(&of_thread, readers, Reader::serve);
+        let body = move || {
+            let watch = Watch(of_thread);
+            serve(&watch.0, readers, Reader::serve);
+        };
         let thread = spawn("helios-io-read", core, body).inspect_err(|_| {
             signal.set(Stop::Now);
             threads.iter().for_each(|thread| thread.thread().unpark());

@@ -1,6 +1,7 @@
 //! The host's own session: the same lanes, attached from inside the process.
 
 use std::os::fd::BorrowedFd;
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use crate::agent::bell::ClientBells;
@@ -8,7 +9,8 @@ use crate::agent::frame::RefusalCode;
 use crate::client::{Attach, AttachedLane, ClientError, Connection, Session};
 use crate::id::{LaneNo, ShardNo};
 use crate::runtime::RuntimeError;
-use crate::runtime::control::{ControlPlane, SessionSeat};
+use crate::runtime::control::{ANSWER_WAIT, ControlPlane, SessionSeat};
+use crate::shard::Answer;
 
 /// A session without a socket.
 #[derive(Debug)]
@@ -55,26 +57,38 @@ impl Connection for HostConnection {
 
     fn attach(&self, agent: &str, how: Attach) -> Result<AttachedLane, ClientError> {
         let control = self.control.upgrade().ok_or(ClientError::RuntimeGone)?;
-        let lane = control
-            .attach(&mut self.seat(), agent, how)
-            .map_err(|refusal| ClientError::Refused {
-                code: refusal.code,
-                text: refusal.text,
-            })?;
-        let window = lane
-            .window
-            .try_clone()
-            .map_err(|error| ClientError::Refused {
+        let (send, answer) = channel();
+        let reply = Answer::new(move |outcome| {
+            // Whoever asked may have given up.
+            let _ = send.send(outcome);
+        });
+        let asked = control.attach(&mut self.seat(), agent, how, reply);
+        // The session is free for other threads meanwhile.
+        let attached = asked.and_then(|attaching| match answer.recv_timeout(ANSWER_WAIT) {
+            Ok(outcome) => control.settle(&mut self.seat(), attaching, outcome),
+            Err(_) => Err(control.give_up(&mut self.seat(), &attaching)),
+        });
+        let lane = attached.map_err(|refusal| ClientError::Refused {
+            code: refusal.code,
+            text: refusal.text,
+        })?;
+        let no = lane.lane;
+        let map = move || {
+            let window = lane.window.try_clone();
+            let window = window.map_err(|error| ClientError::Refused {
                 code: RefusalCode::NoMemory,
                 text: error.to_string(),
             })?;
-        let fds = [lane.client, lane.server, window];
-        AttachedLane::map(&fds, lane.sizes, lane.lane, lane.shard, lane.window_bytes)
+            let fds = [lane.client, lane.server, window];
+            AttachedLane::map(&fds, lane.sizes, no, lane.shard, lane.window_bytes)
+        };
+        // Out of descriptors or mappings: nobody would ever close the lane.
+        map().inspect_err(|_| self.detach(no))
     }
 
     fn detach(&self, lane: LaneNo) {
         if let Some(control) = self.control.upgrade() {
-            control.detach(&mut self.seat(), lane);
+            let _ = control.detach(&mut self.seat(), lane, Answer::unheard());
         }
     }
 

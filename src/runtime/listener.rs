@@ -1,13 +1,19 @@
 //! The listener: accepts processes on the socket, opens their sessions and lanes, notices when
 //! they die.
 //!
-//! One thread, asleep in epoll.
+//! One thread, asleep in epoll. It waits for nothing else: what a session asks of a shard goes on
+//! its way, and the answer is a notice of later.
 //!
 //! Invariants
-//! - a process that is gone loses its session at once: the kernel closes its socket.
+//! - a process that is gone loses its session at once, whoever else holds its socket: the kernel
+//!   makes the handle of the process readable, and closes the socket.
 //! - a frame that can't be understood ends its session with a reason, and hurts nobody else.
+//! - a shard that is slow, or gone, delays those only who ask it for something.
+//! - a user whom no rule admits costs a descriptor for as long as it takes to say no.
+//!
+//! Descriptors of a session: its socket, and the handle of its process.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
@@ -15,29 +21,39 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use rustix::event::epoll;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use crate::agent::CloseReason;
-use crate::agent::frame::{
-    ATTACH_CREATE, ATTACH_PUBLIC, FRAME_BYTES_MAX, Frame, FrameError, RefusalCode,
-};
-use crate::agent::socket::{FrameSocket, Peer, SocketError};
-use crate::client::Attach;
-use crate::runtime::control::{ControlPlane, Events, Notice, Refusal, SessionSeat};
+use crate::agent::frame::{FRAME_BYTES_MAX, Frame, FrameError, RefusalCode};
+use crate::agent::socket::{FrameSocket, SocketError};
+use crate::id::{SessionNo, ShardNo};
+use crate::runtime::control::{ControlPlane, Events, Notice, Refusal};
+use crate::runtime::guest::Guest;
+use crate::runtime::handshakes::Handshakes;
+use crate::runtime::health::{Failure, Health};
 use crate::shard::Event;
 
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 1024;
 /// Frames taken from one session before the next has its turn.
 const FRAMES_PER_TURN: usize = 64;
+/// Connections accepted before the sessions have their turn.
+const ACCEPTS_PER_TURN: usize = 64;
 /// Sessions at once.
 const SESSIONS_MAX: usize = 1 << 16;
+/// How often a full queue of a shard is tried again.
+const CATCH_UP_EVERY: Duration = Duration::from_millis(10);
 
 const LISTEN: u64 = 0;
 const WAKE: u64 = 1;
 const FIRST_SESSION: u64 = 2;
+/// Beside a session's key: the handle of its process.
+const PROCESS: u64 = 1 << 63;
+/// What is waited for on a session's socket.
+const SPEAKS: epoll::EventFlags = epoll::EventFlags::IN.union(epoll::EventFlags::RDHUP);
 
 /// Why the runtime can't listen.
 #[derive(Debug, thiserror::Error)]
@@ -106,13 +122,24 @@ impl Listener {
             socket,
             poll,
             sessions: HashMap::new(),
+            by_no: HashMap::new(),
+            handshakes: Handshakes::default(),
+            waiting: VecDeque::new(),
+            is_behind: false,
             next: FIRST_SESSION,
             stop: Arc::clone(&stop),
             path: path.to_owned(),
         };
+        let watch = Watch {
+            health: thread.control.health().clone(),
+            stop: Arc::clone(&stop),
+        };
         let thread = std::thread::Builder::new()
             .name("helios-listener".into())
-            .spawn(move || thread.run())
+            .spawn(move || {
+                let _watch = watch;
+                thread.run();
+            })
             .map_err(os)?;
         Ok(Self { thread, stop, wake })
     }
@@ -185,13 +212,18 @@ fn bind(path: &Path, others_allowed: bool) -> Result<OwnedFd, ListenError> {
     Ok(socket)
 }
 
-/// One connected process.
-struct Guest {
-    socket: Arc<FrameSocket>,
-    peer: Peer,
-    name: String,
-    /// After its `Hello`.
-    seat: Option<SessionSeat>,
+/// Dropped as the last of the thread: tells where nobody asked for its end.
+struct Watch {
+    health: Health,
+    stop: Arc<AtomicBool>,
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        if !self.stop.load(Ordering::Acquire) {
+            self.health.tell(Failure::Listener);
+        }
+    }
 }
 
 struct Thread {
@@ -200,6 +232,13 @@ struct Thread {
     socket: OwnedFd,
     poll: OwnedFd,
     sessions: HashMap<u64, Guest>,
+    /// Keys of the open sessions.
+    by_no: HashMap<SessionNo, u64>,
+    handshakes: Handshakes,
+    /// Requests that may still wait for their shard: when they are overdue, in that order.
+    waiting: VecDeque<(Instant, u64, u64)>,
+    /// Commands wait for room in a shard's queue.
+    is_behind: bool,
     next: u64,
     stop: Arc<AtomicBool>,
     path: PathBuf,
@@ -212,7 +251,8 @@ impl Thread {
             data: epoll::EventData::new_u64(0),
         }; 64];
         while !self.stop.load(Ordering::Acquire) {
-            let found = match epoll::wait(&self.poll, &mut ready[..], None) {
+            let timeout = self.timeout();
+            let found = match epoll::wait(&self.poll, &mut ready[..], timeout.as_ref()) {
                 Ok(found) => found,
                 Err(rustix::io::Errno::INTR) => continue,
                 Err(errno) => {
@@ -224,11 +264,60 @@ impl Thread {
                 match event.data.u64() {
                     LISTEN => self.accept(),
                     WAKE => self.take_notices(),
-                    session => self.take_frames(session),
+                    process if process & PROCESS != 0 => {
+                        self.forget(process & !PROCESS, CloseReason::Detached);
+                    }
+                    key => self.take_event(key, event.flags),
                 }
+            }
+            if timeout.is_some() {
+                self.take_time(Instant::now());
             }
         }
         self.close_all();
+    }
+
+    /// How long nothing has to be done by itself; `None`: for good.
+    fn timeout(&mut self) -> Option<rustix::event::Timespec> {
+        while let Some(&(_, key, ticket)) = self.waiting.front()
+            && !self
+                .sessions
+                .get(&key)
+                .is_some_and(|guest| guest.awaits(ticket))
+        {
+            self.waiting.pop_front();
+        }
+        let overdue = self.waiting.front().map(|(deadline, ..)| *deadline);
+        let now = Instant::now();
+        let catch_up = self.is_behind.then(|| now + CATCH_UP_EVERY);
+        let times = [overdue, self.handshakes.deadline(), catch_up];
+        let left = times
+            .into_iter()
+            .flatten()
+            .min()?
+            .saturating_duration_since(now);
+        Some(rustix::event::Timespec {
+            tv_sec: left.as_secs() as i64,
+            tv_nsec: i64::from(left.subsec_nanos()),
+        })
+    }
+
+    fn take_time(&mut self, now: Instant) {
+        if self.is_behind {
+            self.is_behind = self.control.catch_up();
+        }
+        while let Some(key) = self.handshakes.overdue(now) {
+            self.turn_away(key, "no Hello came in time; connect and say Hello at once");
+        }
+        while let Some(&(deadline, key, _)) = self.waiting.front()
+            && deadline <= now
+        {
+            self.waiting.pop_front();
+            if let Some(guest) = self.sessions.get_mut(&key) {
+                guest.expire(&self.control, now);
+                self.send_answers(key);
+            }
+        }
     }
 
     fn close_all(&mut self) {
@@ -236,14 +325,8 @@ impl Thread {
         let _ = std::fs::remove_file(&self.path);
         for (_, mut guest) in self.sessions.drain() {
             let reason = CloseReason::ShuttingDown;
-            let _ = guest.socket.send(
-                0,
-                &Frame::Closing {
-                    reason,
-                    text: "shutting down",
-                },
-                &[],
-            );
+            let text = "shutting down";
+            let _ = guest.socket.send(0, &Frame::Closing { reason, text }, &[]);
             if let Some(seat) = &mut guest.seat {
                 self.control.end_session(seat, reason);
             }
@@ -251,7 +334,7 @@ impl Thread {
     }
 
     fn accept(&mut self) {
-        loop {
+        for _ in 0..ACCEPTS_PER_TURN {
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
             let fd = match rustix::net::accept_with(&self.socket, flags) {
                 Ok(fd) => fd,
@@ -260,35 +343,63 @@ impl Thread {
                 Err(errno) => {
                     // Out of descriptors: those who wait are accepted when some are free again.
                     tracing::warn!(%errno, "a process can't be accepted; raise `ulimit -n`");
-                    std::thread::sleep(std::time::Duration::from_millis(10));
+                    std::thread::sleep(Duration::from_millis(10));
                     return;
                 }
             };
-            let socket = FrameSocket::from_fd(fd);
-            let Ok(peer) = socket.peer() else { continue };
-            if self.sessions.len() >= SESSIONS_MAX {
-                let text = "too many processes are attached; detach some";
-                let refused = Frame::Refused {
-                    code: RefusalCode::TooMany,
-                    text,
-                };
-                let _ = socket.send(0, &refused, &[]);
-                continue;
-            }
-            let data = epoll::EventData::new_u64(self.next);
-            let flags = epoll::EventFlags::IN | epoll::EventFlags::RDHUP;
-            if epoll::add(&self.poll, socket.as_fd(), data, flags).is_err() {
-                continue;
-            }
-            let guest = Guest {
-                socket: Arc::new(socket),
-                peer,
-                name: String::new(),
-                seat: None,
-            };
-            self.sessions.insert(self.next, guest);
-            self.next += 1;
+            self.admit(FrameSocket::from_fd(fd));
         }
+    }
+
+    /// Takes a connection in, or turns it away before it costs anything.
+    fn admit(&mut self, socket: FrameSocket) {
+        let Ok(peer) = socket.peer() else { return };
+        let refusal = if !self.control.admits(peer.uid, peer.gid) {
+            let text = format!(
+                "user {} may not attach to any agent; the runtime's [[access]] rules decide",
+                peer.uid
+            );
+            Some(Refusal::new(RefusalCode::NotAllowed, text))
+        } else if self.sessions.len() >= SESSIONS_MAX {
+            let text = "too many processes are attached; detach some";
+            Some(Refusal::new(RefusalCode::TooMany, text))
+        } else {
+            None
+        };
+        let key = self.next;
+        let guest = Guest::new(key, socket, peer);
+        if let Some(refusal) = refusal {
+            tracing::debug!(
+                uid = peer.uid,
+                pid = peer.pid,
+                text = refusal.text,
+                "refused"
+            );
+            let _ = guest.refuse(0, &refusal);
+            return;
+        }
+        let data = epoll::EventData::new_u64(key);
+        if epoll::add(&self.poll, guest.socket.as_fd(), data, SPEAKS).is_err() {
+            return;
+        }
+        self.next += 1;
+        self.sessions.insert(key, guest);
+        if let Some(oldest) = self.handshakes.begin(key, peer.uid, Instant::now()) {
+            self.turn_away(
+                oldest,
+                "too many connections without a Hello; this was the oldest",
+            );
+        }
+        // Most have said it already: they never count against others.
+        self.take_frames(key);
+    }
+
+    /// Hangs up on a connection that has no session.
+    fn turn_away(&mut self, key: u64, text: &str) {
+        if let Some(guest) = self.sessions.get(&key) {
+            let _ = guest.refuse(0, &Refusal::new(RefusalCode::TooMany, text));
+        }
+        self.forget(key, CloseReason::Detached);
     }
 
     fn take_notices(&mut self) {
@@ -296,24 +407,74 @@ impl Thread {
         while let Ok(notice) = self.events.receive.try_recv() {
             match notice {
                 Notice::Shard(Event::Malformed { session, what }) => {
-                    let guest = self.sessions.iter().find(|(_, guest)| {
-                        guest.seat.as_ref().is_some_and(|seat| seat.no() == session)
-                    });
-                    if let Some((&key, guest)) = guest {
+                    if let Some(&key) = self.by_no.get(&session)
+                        && let Some(guest) = self.sessions.get(&key)
+                    {
                         let (pid, name) = (guest.peer.pid, &guest.name);
                         tracing::warn!(session = session.0, pid, name, %what, "ended a session");
                         self.end(key, CloseReason::Malformed, &what.to_string());
                     }
                 }
-                Notice::ShardFailed(shard) => {
-                    tracing::error!(%shard, "a shard failed; every session is ended");
-                    let keys: Vec<u64> = self.sessions.keys().copied().collect();
-                    for key in keys {
-                        let text = "a shard failed; see the runtime's log and restart it";
-                        self.end(key, CloseReason::ShardFailed, text);
+                Notice::Answered {
+                    key,
+                    ticket,
+                    outcome,
+                } => {
+                    if let Some(guest) = self.sessions.get_mut(&key) {
+                        guest.settle(&self.control, ticket, outcome);
+                        self.send_answers(key);
                     }
                 }
+                Notice::ShardGone(shard) => self.shard_gone(shard),
+                Notice::Behind => self.is_behind = true,
+                #[cfg(test)]
+                Notice::Plant => panic!("planted"),
             }
+        }
+    }
+
+    fn shard_gone(&mut self, shard: ShardNo) {
+        self.control.announce_gone(shard);
+        let keys: Vec<u64> = self.by_no.values().copied().collect();
+        for key in keys {
+            if let Some(guest) = self.sessions.get_mut(&key) {
+                guest.shard_gone(&self.control, shard);
+                self.send_answers(key);
+            }
+        }
+    }
+
+    /// Sends what answers there are, and reads on where there was no room for more requests.
+    fn send_answers(&mut self, key: u64) {
+        let Some(guest) = self.sessions.get_mut(&key) else {
+            return;
+        };
+        guest.send_answers(&self.control);
+        if guest.is_paused && !guest.is_full() {
+            self.listen_to(key, SPEAKS);
+        }
+    }
+
+    /// Listens to a session's frames, or only for its end.
+    fn listen_to(&mut self, key: u64, what: epoll::EventFlags) {
+        let Some(guest) = self.sessions.get_mut(&key) else {
+            return;
+        };
+        guest.is_paused = !what.contains(epoll::EventFlags::IN);
+        let data = epoll::EventData::new_u64(key);
+        // It can't fail for a socket that is in there; a session nobody hears is ended.
+        if epoll::modify(&self.poll, guest.socket.as_fd(), data, what).is_err() {
+            self.forget(key, CloseReason::Detached);
+        }
+    }
+
+    fn take_event(&mut self, key: u64, flags: epoll::EventFlags) {
+        let paused = self.sessions.get(&key).is_some_and(|guest| guest.is_paused);
+        if !paused {
+            self.take_frames(key);
+        } else if flags.intersects(epoll::EventFlags::RDHUP | epoll::EventFlags::HUP) {
+            // Its last frames are not worth reading: their answers would reach nobody.
+            self.forget(key, CloseReason::Detached);
         }
     }
 
@@ -323,168 +484,143 @@ impl Thread {
             let Some(guest) = self.sessions.get_mut(&key) else {
                 return;
             };
+            if guest.is_full() {
+                return self.listen_to(key, epoll::EventFlags::RDHUP);
+            }
             let socket = Arc::clone(&guest.socket);
             let received = match socket.receive(&mut buffer) {
                 Ok(received) => received,
                 Err(SocketError::WouldBlock) => return,
                 Err(SocketError::Closed) => return self.forget(key, CloseReason::Detached),
-                Err(error) => {
-                    let pid = guest.peer.pid;
-                    tracing::warn!(pid, %error, "a frame can't be understood");
-                    let code = match &error {
-                        SocketError::Frame(FrameError::Newer { .. } | FrameError::Older { .. }) => {
-                            RefusalCode::Version
-                        }
-                        _ => RefusalCode::Protocol,
-                    };
-                    let text = clip(error.to_string());
-                    let _ = socket.send(0, &Frame::Refused { code, text: &text }, &[]);
-                    return self.end(key, CloseReason::Malformed, &text);
-                }
+                Err(error) => return self.refuse_frame(key, &error),
             };
-            if let Err(refusal) = answer(&self.control, guest, received.request, &received.frame) {
-                let text = clip(refusal.text);
-                let refused = Frame::Refused {
-                    code: refusal.code,
-                    text: &text,
-                };
-                let _ = socket.send(received.request, &refused, &[]);
-                if guest.seat.is_none() {
-                    return self.forget(key, CloseReason::Malformed);
-                }
-                // A frame that no client sends in an open session.
-                if refusal.code == RefusalCode::Protocol {
-                    return self.end(key, CloseReason::Malformed, &text);
-                }
+            let outcome = match guest.seat {
+                None => self.welcome(key, received.request, &received.frame),
+                Some(_) => self.answer(key, received.request, &received.frame),
+            };
+            if let Err(refusal) = outcome {
+                return self.end_refused(key, received.request, &refusal);
             }
         }
+    }
+
+    /// A frame that can't be read.
+    fn refuse_frame(&mut self, key: u64, error: &SocketError) {
+        let code = match error {
+            SocketError::Frame(FrameError::Newer { .. } | FrameError::Older { .. }) => {
+                RefusalCode::Version
+            }
+            _ => RefusalCode::Protocol,
+        };
+        let text = error.to_string();
+        if let Some(guest) = self.sessions.get(&key) {
+            tracing::warn!(pid = guest.peer.pid, %error, "a frame can't be understood");
+            let _ = guest.refuse(0, &Refusal::new(code, text.clone()));
+        }
+        self.end(key, CloseReason::Malformed, &text);
+    }
+
+    /// A frame that no client sends there, or a session that can't be opened.
+    fn end_refused(&mut self, key: u64, request: u32, refusal: &Refusal) {
+        let Some(guest) = self.sessions.get(&key) else {
+            return;
+        };
+        let _ = guest.refuse(request, refusal);
+        match guest.seat {
+            None => self.forget(key, CloseReason::Malformed),
+            Some(_) => self.end(key, CloseReason::Malformed, &refusal.text),
+        }
+    }
+
+    /// Takes the first frame of a connection.
+    fn welcome(&mut self, key: u64, request: u32, frame: &Frame<'_>) -> Result<(), Refusal> {
+        let protocol = |text: String| Refusal::new(RefusalCode::Protocol, text);
+        let Frame::Hello { name, .. } = frame else {
+            return Err(protocol("the first frame of a session is a Hello".into()));
+        };
+        let Some(guest) = self.sessions.get_mut(&key) else {
+            return Ok(());
+        };
+        guest.name = (*name).to_owned();
+        self.handshakes.end(key);
+        let process = guest.socket.peer_process();
+        let process = process.map_err(|error| match error {
+            SocketError::Closed => protocol("the process that connected is dead".into()),
+            error => Refusal::new(RefusalCode::NoMemory, error.to_string()),
+        })?;
+        if let Some(process) = process {
+            let data = epoll::EventData::new_u64(key | PROCESS);
+            epoll::add(&self.poll, &process, data, epoll::EventFlags::IN)
+                .map_err(|errno| Refusal::new(RefusalCode::NoMemory, errno.to_string()))?;
+            guest.process = Some(process);
+        }
+        let socket = Some(Arc::clone(&guest.socket));
+        let (seat, region) = self.control.open_session(socket)?;
+        let welcome = Frame::Welcome {
+            features: 0,
+            session: seat.no(),
+            shards: self.control.shards() as u16,
+        };
+        let mut fds = vec![region.as_fd()];
+        fds.extend(self.control.status_fds().into_iter().map(AsFd::as_fd));
+        guest
+            .socket
+            .send(request, &welcome, &fds)
+            .map_err(|error| protocol(error.to_string()))?;
+        self.by_no.insert(seat.no(), key);
+        guest.seat = Some(seat);
+        Ok(())
+    }
+
+    /// Carries out a frame of an open session.
+    fn answer(&mut self, key: u64, request: u32, frame: &Frame<'_>) -> Result<(), Refusal> {
+        let Some(guest) = self.sessions.get_mut(&key) else {
+            return Ok(());
+        };
+        let (ticket, deadline) = match frame {
+            Frame::Attach { flags, agent } => guest.attach(&self.control, request, *flags, agent),
+            Frame::Detach { lane } => guest.detach(&self.control, request, *lane),
+            // The shard watches the socket too, but misses a frame that is read here first.
+            Frame::Bell { shard } => {
+                if let Some(doorbell) = self.control.doorbell(*shard) {
+                    doorbell.ring();
+                }
+                return Ok(());
+            }
+            _ => {
+                let text = "a client sends Attach, Detach and Bell in an open session";
+                return Err(Refusal::new(RefusalCode::Protocol, text));
+            }
+        };
+        if guest.awaits(ticket) {
+            self.waiting.push_back((deadline, key, ticket));
+        } else {
+            guest.send_answers(&self.control);
+        }
+        Ok(())
     }
 
     /// Ends a session and says why.
     fn end(&mut self, key: u64, reason: CloseReason, text: &str) {
         if let Some(guest) = self.sessions.get(&key) {
-            let text = clip(text.to_owned());
-            let _ = guest.socket.send(
-                0,
-                &Frame::Closing {
-                    reason,
-                    text: &text,
-                },
-                &[],
-            );
+            let _ = guest.socket.send(0, &Frame::Closing { reason, text }, &[]);
         }
         self.forget(key, reason);
     }
 
     fn forget(&mut self, key: u64, reason: CloseReason) {
-        if let Some(mut guest) = self.sessions.remove(&key) {
-            // Shards hold the socket too, until they have let go of the session: hang up now.
-            let _ = epoll::delete(&self.poll, guest.socket.as_fd());
-            let _ = rustix::net::shutdown(guest.socket.as_fd(), rustix::net::Shutdown::Both);
-            if let Some(seat) = &mut guest.seat {
+        let Some(mut guest) = self.sessions.remove(&key) else {
+            return;
+        };
+        // Shards hold the socket too, until they have let go of the session: hang up now.
+        let _ = epoll::delete(&self.poll, guest.socket.as_fd());
+        let _ = rustix::net::shutdown(guest.socket.as_fd(), rustix::net::Shutdown::Both);
+        match &mut guest.seat {
+            Some(seat) => {
+                self.by_no.remove(&seat.no());
                 self.control.end_session(seat, reason);
             }
+            None => self.handshakes.end(key),
         }
     }
-}
-
-/// Carries out a frame.
-fn answer(
-    control: &ControlPlane,
-    guest: &mut Guest,
-    request: u32,
-    frame: &Frame<'_>,
-) -> Result<(), Refusal> {
-    let protocol = |text: &str| Refusal::new(RefusalCode::Protocol, text);
-    let Some(seat) = &mut guest.seat else {
-        let Frame::Hello { name, .. } = frame else {
-            return Err(protocol("the first frame of a session is a Hello"));
-        };
-        guest.name = (*name).to_owned();
-        return welcome(control, guest, request);
-    };
-    match frame {
-        Frame::Attach { flags, agent } => {
-            let Peer { uid, gid, .. } = guest.peer;
-            if !control.allows(uid, gid, agent) {
-                let text = format!(
-                    "user {uid} may not attach to agent {agent:?}; the runtime's [[access]] rules decide"
-                );
-                return Err(Refusal::new(RefusalCode::NotAllowed, text));
-            }
-            let how = Attach {
-                create: flags & ATTACH_CREATE != 0,
-                public: flags & ATTACH_PUBLIC != 0,
-            };
-            let lane = control.attach(seat, agent, how)?;
-            let attached = Frame::Attached {
-                lane: lane.lane,
-                agent: lane.agent,
-                shard: lane.shard,
-                sizes: lane.sizes,
-                window_bytes: lane.window_bytes,
-            };
-            let fds = [
-                lane.client.as_fd(),
-                lane.server.as_fd(),
-                lane.window.as_fd(),
-            ];
-            if guest.socket.send(request, &attached, &fds).is_err() {
-                // It reads nothing, or is gone: the lane is taken back.
-                control.detach(seat, lane.lane);
-            }
-            Ok(())
-        }
-        Frame::Detach { lane } => {
-            if !control.detach(seat, *lane) {
-                let text = format!("this session has no lane {lane}");
-                return Err(Refusal::new(RefusalCode::NoSuchLane, text));
-            }
-            let _ = guest
-                .socket
-                .send(request, &Frame::Detached { lane: *lane }, &[]);
-            Ok(())
-        }
-        // The shard watches the socket too, but misses a frame that is read here first.
-        Frame::Bell { shard } => {
-            if let Some(doorbell) = control.doorbell(*shard) {
-                doorbell.ring();
-            }
-            Ok(())
-        }
-        _ => Err(protocol(
-            "a client sends Attach, Detach and Bell in an open session",
-        )),
-    }
-}
-
-fn welcome(control: &ControlPlane, guest: &mut Guest, request: u32) -> Result<(), Refusal> {
-    let (seat, region) = control.open_session(Some(Arc::clone(&guest.socket)))?;
-    let shards = control.shards() as u16;
-    let welcome = Frame::Welcome {
-        features: 0,
-        session: seat.no(),
-        shards,
-    };
-    let mut fds = vec![region.as_fd()];
-    fds.extend(control.status_fds().into_iter().map(AsFd::as_fd));
-    guest
-        .socket
-        .send(request, &welcome, &fds)
-        .map_err(|error| Refusal::new(RefusalCode::Protocol, error.to_string()))?;
-    guest.seat = Some(seat);
-    Ok(())
-}
-
-/// Cuts a text to what a frame holds.
-fn clip(mut text: String) -> String {
-    const TEXT_BYTES_MAX: usize = 1000;
-    if text.len() > TEXT_BYTES_MAX {
-        let mut end = TEXT_BYTES_MAX;
-        while !text.is_char_boundary(end) {
-            end -= 1;
-        }
-        text.truncate(end);
-    }
-    text
 }

@@ -38,6 +38,8 @@ pub(super) struct Doorbell {
     epoll: OwnedFd,
     status: StatusPage,
     status_fd: OwnedFd,
+    #[cfg(test)]
+    planted: AtomicBool,
 }
 
 impl Doorbell {
@@ -58,6 +60,8 @@ impl Doorbell {
             epoll,
             status,
             status_fd,
+            #[cfg(test)]
+            planted: AtomicBool::new(false),
         })
     }
 
@@ -73,6 +77,19 @@ impl Doorbell {
             // The counter can't be full: it is read at every wake.
             let _ = rustix::io::write(&self.event, &1_u64.to_ne_bytes());
         }
+    }
+
+    /// The same, on a thread of the I/O core.
+    pub(super) fn ring_from_io(&self) {
+        #[cfg(test)]
+        assert!(!self.planted.load(Ordering::Relaxed), "planted");
+        self.ring();
+    }
+
+    /// Lets the next thread of the I/O core that rings die of it.
+    #[cfg(test)]
+    pub(super) fn plant(&self) {
+        self.planted.store(true, Ordering::Relaxed);
     }
 
     /// Lets frames on a session's socket wake the shard, without a hop over the listener. That is
@@ -193,7 +210,7 @@ impl Turner {
         let mut last_work = now;
         let mut turns = 0;
         while !self.shard.is_stopped() {
-            let worked = self.turn(now);
+            let mut worked = self.turn(now);
             turns += 1;
             if worked {
                 last_work = now;
@@ -205,6 +222,11 @@ impl Turner {
             }
             if self.stop.load(Ordering::Acquire) {
                 return;
+            }
+            if self.events.is_halted() {
+                // Ends with the next turn.
+                self.shard.halt();
+                worked = true;
             }
             now = clock();
             if !worked && now - last_work > poll_ns {
@@ -231,7 +253,7 @@ impl Turner {
         self.shard.before_sleep();
         let doorbell = Arc::clone(&self.doorbells[self.no]);
         doorbell.fall_asleep();
-        let stop = self.stop.load(Ordering::Acquire);
+        let stop = self.stop.load(Ordering::Acquire) || self.events.is_halted();
         if !stop && !self.turn(now) && !self.shard.has_work() {
             let timeout = self
                 .shard

@@ -11,7 +11,7 @@
 //! - decoding never panics and never reads outside the slice, whatever the bytes are.
 
 use crate::id::{AGENT_NAME_BYTES_MAX, VALUE_BYTES_MAX};
-use crate::id::{AgentNo, KEY_BYTES_MAX, OBJECT_ID_BYTES, ObjectId, SegmentNo, ShardNo};
+use crate::id::{AgentNo, BranchNo, KEY_BYTES_MAX, OBJECT_ID_BYTES, ObjectId, SegmentNo, ShardNo};
 
 use super::Sequence;
 
@@ -27,6 +27,8 @@ pub const RECORD_ALIGN: usize = 8;
 pub const PART_BYTES_MAX: usize = 64 << 10;
 /// Largest payload: a part, with room to spare for other kinds.
 pub const PAYLOAD_BYTES_MAX: usize = PART_BYTES_MAX + (4 << 10);
+/// Longest name of a branch or a tag, in bytes.
+pub const BRANCH_NAME_BYTES_MAX: usize = 255;
 /// Largest header, id and key together.
 pub const HEAD_BYTES_MAX: usize = RECORD_HEADER_BYTES + OBJECT_ID_BYTES + KEY_BYTES_MAX;
 /// Largest record, padding included.
@@ -461,69 +463,32 @@ pub fn encode(
         record.within_limits(),
         "a record larger than the format allows"
     );
-    let (kind, owner, key, id, value_bytes, mut flags) = match *record {
-        Record::Agent {
-            agent,
-            public,
-            name,
-        } => (
-            KIND_AGENT,
-            u64::from(agent.0),
-            name,
-            None,
-            0,
-            if public { FLAG_PUBLIC } else { 0 },
-        ),
-        Record::Put {
-            agent,
-            key,
-            kind,
-            id,
-            value_bytes,
-            ..
-        } => (
-            KIND_PUT,
-            u64::from(agent.0),
-            key,
-            Some(id),
-            value_bytes,
-            list_flag(kind),
-        ),
-        Record::Delete { agent, key } => (KIND_DELETE, u64::from(agent.0), key, None, 0, 0),
-        Record::Object { kind, id, payload } => (
-            KIND_OBJECT,
-            0,
-            &b""[..],
-            Some(id),
-            payload.map_or(0, <[u8]>::len) as u64,
-            list_flag(kind),
-        ),
-        Record::Synced { log_id, upto } => {
-            let proof = synced_proof(log_id, sequence, upto);
-            (KIND_SYNCED, proof, &b""[..], None, upto.0, 0)
-        }
-    };
+    let mut fields = Fields::of(record);
     let payload = record.payload();
-    flags |= if id.is_some() { FLAG_ID } else { 0 };
-    flags |= if payload.is_some() { FLAG_PAYLOAD } else { 0 };
+    fields.flags |= if payload.is_some() { FLAG_PAYLOAD } else { 0 };
+    fields.flags |= if fields.ids[0].is_some() { FLAG_ID } else { 0 };
+    if let Record::Synced { log_id, upto } = *record {
+        fields.owner = synced_proof(log_id, sequence, upto);
+    }
     let payload = payload.unwrap_or_default();
+    let key_bytes = fields.ids[1].map_or(0, |_| OBJECT_ID_BYTES) + fields.key.len();
 
     let start = out.len();
     let mut header = [0; RECORD_HEADER_BYTES];
-    header[4] = kind;
-    header[5] = flags;
-    header[6..8].copy_from_slice(&(key.len() as u16).to_le_bytes());
+    header[4] = fields.kind;
+    header[5] = fields.flags;
+    header[6..8].copy_from_slice(&(key_bytes as u16).to_le_bytes());
     header[8..16].copy_from_slice(&sequence.0.to_le_bytes());
-    // 20..24 is the branch, 0 until there are branches; in a Synced both are its proof.
-    header[16..24].copy_from_slice(&owner.to_le_bytes());
+    // Agent and branch; in a Synced both are its proof.
+    header[16..24].copy_from_slice(&fields.owner.to_le_bytes());
     header[24..28].copy_from_slice(&(payload.len() as u32).to_le_bytes());
     header[28..32].copy_from_slice(&take.to_le_bytes());
-    header[32..40].copy_from_slice(&value_bytes.to_le_bytes());
+    header[32..40].copy_from_slice(&fields.value_bytes.to_le_bytes());
     out.extend_from_slice(&header);
-    if let Some(id) = id {
+    for id in fields.ids.iter().flatten() {
         out.extend_from_slice(id.as_bytes());
     }
-    out.extend_from_slice(key);
+    out.extend_from_slice(fields.key);
     let head_bytes = out.len() - start;
     let checksum = checksum(seed, &out[start + 4..]);
     out[start..start + 4].copy_from_slice(&checksum.to_le_bytes());
@@ -532,6 +497,117 @@ pub fn encode(
     Encoded {
         head_bytes,
         checksum,
+    }
+}
+
+/// What the header and the bytes behind it say.
+struct Fields<'a> {
+    kind: u8,
+    flags: u8,
+    /// The agent, and above it the branch.
+    owner: u64,
+    value_bytes: u64,
+    /// The id, and one that counts as the beginning of the key.
+    ids: [Option<ObjectId>; 2],
+    key: &'a [u8],
+}
+
+impl<'a> Fields<'a> {
+    fn of(record: &Record<'a>) -> Self {
+        let owner =
+            |agent: AgentNo, branch: BranchNo| u64::from(agent.0) | u64::from(branch.0) << 32;
+        let main = BranchNo(0);
+        let none = Self {
+            kind: 0,
+            flags: 0,
+            owner: 0,
+            value_bytes: 0,
+            ids: [None; 2],
+            key: &[],
+        };
+        match *record {
+            Record::Agent {
+                agent,
+                public,
+                name,
+            } => Self {
+                kind: KIND_AGENT,
+                flags: if public { FLAG_PUBLIC } else { 0 },
+                owner: owner(agent, main),
+                key: name,
+                ..none
+            },
+            Record::Put {
+                agent,
+                branch,
+                key,
+                kind,
+                id,
+                value_bytes,
+                ..
+            } => Self {
+                kind: KIND_PUT,
+                flags: kind.flags(),
+                owner: owner(agent, branch),
+                value_bytes,
+                ids: [Some(id), None],
+                key,
+            },
+            Record::Delete { agent, branch, key } => Self {
+                kind: KIND_DELETE,
+                owner: owner(agent, branch),
+                key,
+                ..none
+            },
+            Record::Object {
+                kind,
+                id,
+                kept,
+                payload,
+            } => Self {
+                kind: KIND_OBJECT,
+                flags: kind.flags() | if kept { FLAG_KEPT } else { 0 },
+                value_bytes: payload.map_or(0, <[u8]>::len) as u64,
+                ids: [Some(id), None],
+                ..none
+            },
+            Record::Synced { upto, .. } => Self {
+                kind: KIND_SYNCED,
+                value_bytes: upto.0,
+                ..none
+            },
+            Record::Branch {
+                agent,
+                branch,
+                name,
+                head,
+                tree,
+                changes_stay,
+            } => Self {
+                kind: KIND_BRANCH,
+                flags: if changes_stay { FLAG_KEPT } else { 0 },
+                owner: owner(agent, branch),
+                ids: [head, Some(tree)],
+                key: name,
+                ..none
+            },
+            Record::BranchGone { agent, branch } => Self {
+                kind: KIND_BRANCH_GONE,
+                owner: owner(agent, branch),
+                ..none
+            },
+            Record::Tag {
+                agent,
+                name,
+                target,
+            } => Self {
+                kind: KIND_TAG,
+                owner: owner(agent, main),
+                ids: [target, None],
+                key: name,
+                ..none
+            },
+        }
     }
 }
 
@@ -554,13 +630,6 @@ pub fn synced_at(bytes: &[u8], log_id: LogId) -> Option<Sequence> {
     }
     let (sequence, upto) = (Sequence(u64_at(header, 8)), Sequence(u64_at(header, 32)));
     (u64_at(header, 16) == synced_proof(log_id, sequence, upto)).then_some(upto)
-}
-
-fn list_flag(kind: ObjectKind) -> u8 {
-    match kind {
-        ObjectKind::Blob => 0,
-        ObjectKind::List => FLAG_LIST,
-    }
 }
 
 /// A decoded head, and where the rest of the record is.
@@ -642,48 +711,68 @@ pub fn decode(bytes: &[u8], seed: u32) -> Result<Decoded<'_>, Invalid> {
 fn head_of<'a>(header: &[u8], id: Option<ObjectId>, key: &'a [u8]) -> Option<Head<'a>> {
     let (kind, flags) = (header[4], header[5]);
     let agent = AgentNo(u32_at(header, 16));
-    let branch = u32_at(header, 20);
+    let branch = BranchNo(u32_at(header, 20));
     let payload_bytes = u32_at(header, 24);
     let value_bytes = u64_at(header, 32);
-    let value_kind = if flags & FLAG_LIST == 0 {
-        ObjectKind::Blob
-    } else {
-        ObjectKind::List
-    };
     let has_payload = flags & FLAG_PAYLOAD != 0;
-    if !has_payload && payload_bytes != 0 || branch != 0 && kind != KIND_SYNCED {
+    if !has_payload && payload_bytes != 0 {
         return None;
     }
     let allowed = |mask: u8| flags & !mask == 0;
+    let named = key.len() <= BRANCH_NAME_BYTES_MAX;
+    let main = branch.0 == 0;
+    let object = ObjectKind::from_flags(flags);
+    const KINDS: u8 = FLAG_ID | FLAG_PAYLOAD | FLAG_LIST | FLAG_NODE | FLAG_CHECKPOINT;
     match (kind, id) {
-        (KIND_AGENT, None) if allowed(FLAG_PUBLIC) && key.len() <= AGENT_NAME_BYTES_MAX => {
-            Some(Head::Agent {
+        (KIND_AGENT, None) if allowed(FLAG_PUBLIC) && key.len() <= AGENT_NAME_BYTES_MAX => main
+            .then_some(Head::Agent {
                 agent,
                 public: flags & FLAG_PUBLIC != 0,
                 name: key,
-            })
-        }
+            }),
         (KIND_PUT, Some(id)) if allowed(FLAG_ID | FLAG_PAYLOAD | FLAG_LIST) => {
-            let whole = value_kind == ObjectKind::List
-                || !has_payload
-                || value_bytes == u64::from(payload_bytes);
+            let kind = object?;
+            let whole =
+                kind == ObjectKind::List || !has_payload || value_bytes == u64::from(payload_bytes);
             (whole && value_bytes <= VALUE_BYTES_MAX).then_some(Head::Put {
                 agent,
+                branch,
                 key,
-                kind: value_kind,
+                kind,
                 id,
                 value_bytes,
             })
         }
-        (KIND_DELETE, None) if allowed(0) => Some(Head::Delete { agent, key }),
-        (KIND_OBJECT, Some(id)) if allowed(FLAG_ID | FLAG_PAYLOAD | FLAG_LIST) => {
+        (KIND_DELETE, None) if allowed(0) => Some(Head::Delete { agent, branch, key }),
+        (KIND_OBJECT, Some(id)) if allowed(KINDS | FLAG_KEPT) && main => {
+            let kind = object?;
             key.is_empty().then_some(Head::Object {
-                kind: value_kind,
+                kind,
                 id,
+                kept: flags & FLAG_KEPT != 0,
             })
         }
         (KIND_SYNCED, None) if allowed(0) && key.is_empty() => Some(Head::Synced {
             upto: Sequence(value_bytes),
+        }),
+        (KIND_BRANCH, head) if allowed(FLAG_ID | FLAG_KEPT) => {
+            let (tree, name) = key.split_first_chunk()?;
+            (name.len() <= BRANCH_NAME_BYTES_MAX).then_some(Head::Branch {
+                agent,
+                branch,
+                name,
+                head,
+                tree: ObjectId::from_bytes(*tree),
+                changes_stay: flags & FLAG_KEPT != 0,
+            })
+        }
+        (KIND_BRANCH_GONE, None) if allowed(0) && key.is_empty() => {
+            Some(Head::BranchGone { agent, branch })
+        }
+        (KIND_TAG, target) if allowed(FLAG_ID) && named && main => Some(Head::Tag {
+            agent,
+            name: key,
+            target,
         }),
         _ => None,
     }

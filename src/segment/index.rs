@@ -7,14 +7,15 @@
 //! about 5 for the table.
 //!
 //! Invariants
-//! - an object is in the table while its count of references is above zero, it is sound, and no
-//!   younger object has its bytes.
+//! - an object is in the table while its count of references is above zero or a tree may hold it, it
+//!   is sound, and no younger object has its bytes.
 //! - a number is reused only after the last reference to it was released.
 
 use hashbrown::HashTable;
 
 use crate::id::ObjectId;
 use crate::segment::disk::Location;
+use crate::segment::format::ObjectKind;
 
 /// An object within its shard, for the life of the process.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -37,8 +38,10 @@ pub struct Object {
     pub pins: u32,
     /// Its entry in L2, or [`NOT_CACHED`].
     pub cached: u32,
-    /// A list of parts, not the bytes of a value.
-    pub is_list: bool,
+    /// What it is.
+    pub kind: ObjectKind,
+    /// A tree may hold it: it stays without any reference, until a collection finds that none does.
+    pub kept: bool,
     /// It can be found by its id; another object with the same bytes may have taken its place.
     listed: bool,
     /// Its stored bytes did not match its id: never served, never used for deduplication.
@@ -68,20 +71,21 @@ impl ObjectIndex {
     pub fn find_named(&self, id: &ObjectId) -> Option<ObjectNo> {
         self.find(id).filter(|&no| {
             let object = self.get(no);
-            object.references > object.pins
+            object.kept || object.references > object.pins
         })
     }
 
     /// Adds an object with one reference. From now on its id finds it, and not an older one that
     /// is only held back.
-    pub fn insert(&mut self, id: ObjectId, is_list: bool, at: Location) -> ObjectNo {
+    pub fn insert(&mut self, id: ObjectId, kind: ObjectKind, at: Location) -> ObjectNo {
         let object = Object {
             id,
             at,
             references: 1,
             pins: 0,
             cached: NOT_CACHED,
-            is_list,
+            kind,
+            kept: false,
             listed: true,
             quarantined: false,
         };
@@ -123,6 +127,16 @@ impl ObjectIndex {
         std::mem::replace(&mut self.objects[no.0 as usize].at, at)
     }
 
+    /// Notes that a tree may hold it from now on.
+    pub fn keep(&mut self, no: ObjectNo) {
+        self.objects[no.0 as usize].kept = true;
+    }
+
+    /// Notes that no tree holds it.
+    pub fn unkeep(&mut self, no: ObjectNo) {
+        self.objects[no.0 as usize].kept = false;
+    }
+
     /// One more needs it.
     pub fn acquire(&mut self, no: ObjectNo) {
         self.objects[no.0 as usize].references += 1;
@@ -140,13 +154,14 @@ impl ObjectIndex {
         self.objects[no.0 as usize].pins -= 1;
     }
 
-    /// One fewer needs it; `true` when that was the last one, and its bytes are garbage now. The
+    /// One fewer needs it; `true` when that was the last one, no tree may hold it, and its bytes are
+    /// garbage now. The
     /// number stays readable until the next insertion.
     pub fn release(&mut self, no: ObjectNo) -> bool {
         let object = &mut self.objects[no.0 as usize];
         assert!(object.references > 0, "released more often than acquired");
         object.references -= 1;
-        if object.references > 0 {
+        if object.references > 0 || object.kept {
             return false;
         }
         self.forget(no);
@@ -219,7 +234,7 @@ mod tests {
             .collect();
         let nos: Vec<_> = ids
             .iter()
-            .map(|id| index.insert(*id, false, at(0)))
+            .map(|id| index.insert(*id, ObjectKind::Blob, at(0)))
             .collect();
         index.acquire(nos[7]);
         assert!(!index.release(nos[7]));
@@ -229,7 +244,7 @@ mod tests {
         }
         assert_eq!(index.find(&ids[7]), Some(nos[7]));
         assert_eq!(index.len(), 500);
-        let again = index.insert(ids[0], false, at(64));
+        let again = index.insert(ids[0], ObjectKind::Blob, at(64));
         assert!(nos.contains(&again), "a free number is taken first");
         assert_eq!(index.get(again).at, at(64));
     }
@@ -238,11 +253,11 @@ mod tests {
     fn a_quarantined_object_is_not_shared() {
         let mut index = ObjectIndex::default();
         let id = ObjectId::of_blob(b"x");
-        let bad = index.insert(id, false, at(0));
+        let bad = index.insert(id, ObjectKind::Blob, at(0));
         index.quarantine(bad);
         index.quarantine(bad);
         assert_eq!(index.find(&id), None);
-        let good = index.insert(id, false, at(64));
+        let good = index.insert(id, ObjectKind::Blob, at(64));
         assert_eq!(index.find(&id), Some(good));
         assert!(index.release(bad));
         assert_eq!(index.find(&id), Some(good));

@@ -39,7 +39,7 @@ mod tests;
 pub use disk::{Disk, DiskError, IoReply, IoRequest, Location, Sequence};
 pub use evidence::Cut;
 pub use files::{Directory, FilesError, SegmentFile, SegmentFiles};
-pub use format::{HEAD_BYTES_MAX, Head, LogId, PART_BYTES_MAX, Record, ValueKind};
+pub use format::{HEAD_BYTES_MAX, Head, LogId, ObjectKind, PART_BYTES_MAX, Record};
 pub use list::{BadList, ListPayload};
 pub use log::{Log, LogConfig, LogStart};
 pub use outcome::{Appended, LogError, LogEvent, LogTotals, NotReady, Read, SegmentState};

@@ -96,6 +96,20 @@ pub struct RecoverReport {
     pub set_aside: u32,
 }
 
+impl RecoverReport {
+    /// Adds another shard's counts.
+    pub fn add(&mut self, other: &Self) {
+        self.records += other.records;
+        self.record_bytes += other.record_bytes;
+        self.segments += other.segments;
+        self.sealed += other.sealed;
+        self.read_bytes += other.read_bytes;
+        self.truncated_bytes += other.truncated_bytes;
+        self.damaged += other.damaged;
+        self.set_aside += other.set_aside;
+    }
+}
+
 /// Why a shard can't start. Nothing was changed, unless it is [`RecoverError::Files`].
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]

@@ -8,9 +8,12 @@
 //! - no two branches have one name, and no two states of one agent ever had one view.
 
 use std::collections::{BTreeMap, HashMap};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use crate::cache::WindowWriter;
 use crate::id::{AgentNo, BranchNo, ObjectId, View};
+use crate::state::tree::EMPTY_TREE;
 use crate::state::{Held, Value, WorkingSet};
 
 /// The branch that every agent has.
@@ -19,8 +22,6 @@ pub const MAIN: BranchNo = BranchNo(0);
 pub const MAIN_NAME: &str = "main";
 /// Numbers of forks begin here.
 pub const FORK_NUMBERS: u32 = 1 << 31;
-/// The tree without keys.
-pub const EMPTY_TREE: ObjectId = ObjectId::from_bytes([0; 32]);
 
 /// A branch of an agent.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
@@ -59,6 +60,8 @@ pub struct Agent {
     pub tags: BTreeMap<Box<str>, ObjectId>,
     /// Its L1 window, while a lane is attached.
     pub window: Option<WindowWriter>,
+    /// The descriptor from which processes map the window.
+    pub window_fd: Option<Arc<OwnedFd>>,
     /// Lanes attached.
     pub lanes: u32,
     branches: Vec<Option<Box<Branch>>>,
@@ -77,6 +80,7 @@ impl Agent {
             public,
             tags: BTreeMap::new(),
             window: None,
+            window_fd: None,
             lanes: 0,
             branches: Vec::new(),
             forks: HashMap::new(),

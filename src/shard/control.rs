@@ -7,7 +7,11 @@
 //! - after a session ended, none of its lanes is served, and what was pending for them is dropped.
 //! - a shutdown answers after every pending operation and, unless the disk failed, after everything
 //!   is synced and, where there is room for a footer, sealed: the next start scans nothing.
+//! - an agent has a window while it has a lane, and one window only: the shard alone decides which.
+//! - commands keep their order, so a detach or an end that follows an attach finds its lane.
 
+use std::fmt;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
@@ -17,13 +21,41 @@ use crate::agent::malformed::Malformed;
 use crate::agent::server_lane::ServerLane;
 use crate::agent::socket::FrameSocket;
 use crate::cache::WindowWriter;
-use crate::id::{AgentNo, LaneNo, SessionNo};
+use crate::id::{AgentNo, LaneNo, SessionNo, ShardNo};
 use crate::segment::{Disk, Sequence};
 use crate::shard::agent::MAIN;
 use crate::shard::lanes::{Lane, LaneRef};
 use crate::shard::store::Refused;
 use crate::shard::{COMMANDS_PER_TURN, Shard, Step};
 use crate::shared::SharedMemory;
+
+/// Where an answer goes. Given on the shard's thread: what takes it may not wait. It is dropped
+/// without a call where the shard ends first.
+pub struct Answer<T>(Box<dyn FnOnce(T) + Send>);
+
+impl<T> Answer<T> {
+    /// An answer that `take` gets.
+    pub fn new(take: impl FnOnce(T) + Send + 'static) -> Self {
+        Self(Box::new(take))
+    }
+
+    /// For whoever doesn't want to know.
+    #[must_use]
+    pub fn unheard() -> Self {
+        Self(Box::new(|_| ()))
+    }
+
+    /// Gives it.
+    pub fn give(self, answer: T) {
+        (self.0)(answer);
+    }
+}
+
+impl<T> fmt::Debug for Answer<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Answer")
+    }
+}
 
 /// What the control plane asks of a shard.
 #[derive(Debug)]
@@ -36,8 +68,8 @@ pub enum Command {
         session: SessionNo,
         /// The lane.
         lane: LaneNo,
-        /// Told whether the agent has other lanes left.
-        reply: Sender<bool>,
+        /// Told once the lane is gone, or was none.
+        reply: Answer<()>,
     },
     /// The process is gone, or is no longer wanted: take all its lanes away.
     EndSession {
@@ -46,11 +78,28 @@ pub enum Command {
         /// What its lanes are told.
         reason: CloseReason,
     },
+    /// Another shard is gone: it answers no more reads.
+    PeerGone {
+        /// The other shard.
+        shard: ShardNo,
+    },
     /// Complete what is pending, write everything out, sync, stop.
     Shutdown {
         /// Told the last record and whether it is on the device.
         reply: Sender<(Sequence, bool)>,
     },
+    /// Do anything on the shard's thread: stall, panic.
+    #[cfg(test)]
+    Plant(Answer<()>),
+}
+
+/// An agent's window: its memory, and the descriptor from which processes map it.
+#[derive(Debug)]
+pub struct SharedWindow {
+    /// The memory.
+    pub memory: SharedMemory,
+    /// The descriptor.
+    pub fd: Arc<OwnedFd>,
 }
 
 /// A lane to be attached.
@@ -72,17 +121,21 @@ pub struct AttachRequest {
     pub create: bool,
     /// Mark it public (`true`) or private; `None` leaves it as it is.
     pub public: Option<bool>,
-    /// The agent's window, where this is its first lane.
-    pub window: Option<SharedMemory>,
+    /// A new window, for an agent that has none: whether it has is the shard's to know.
+    pub window: SharedWindow,
     /// Told how it went.
-    pub reply: Sender<Result<Attached, AttachError>>,
+    pub reply: Answer<Result<Attached, AttachError>>,
 }
 
 /// A lane that was attached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Attached {
     /// The agent's number in its shard.
     pub agent: AgentNo,
+    /// The descriptor of the agent's window.
+    pub window: Arc<OwnedFd>,
+    /// The window that was brought, where the agent has one: to be unmapped away from the shard.
+    pub spare: Option<SharedWindow>,
 }
 
 /// Why a lane was not attached.
@@ -101,9 +154,6 @@ pub enum AttachError {
     /// Memory or log are short for the moment.
     #[error("the shard is busy; retry")]
     Busy,
-    /// The agent's last lane went and its window with it: attach again with a new one.
-    #[error("the agent's window is gone; retry")]
-    NoWindow,
     /// The runtime is shutting down.
     #[error("the runtime is shutting down")]
     ShuttingDown,
@@ -124,16 +174,18 @@ pub enum Event {
 /// An answer that waits for a flush.
 #[derive(Debug)]
 pub(super) struct Reply {
-    to: Sender<Result<Attached, AttachError>>,
+    to: Answer<Result<Attached, AttachError>>,
     outcome: Attached,
     session: SessionNo,
     lane: LaneNo,
 }
 
 /// A shutdown under way.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Drain {
-    reply: Sender<(Sequence, bool)>,
+    reply: Option<Sender<(Sequence, bool)>>,
+    /// The device is out of reach: nothing is waited for.
+    halted: bool,
     pub(super) done: bool,
 }
 
@@ -162,18 +214,18 @@ impl<D: Disk> Shard<D> {
                     lane,
                     reply,
                 } => {
-                    let left = self.lanes.detach(session, lane).is_some_and(|lane| {
-                        let agent = lane.agent;
+                    if let Some(lane) = self.lanes.detach(session, lane) {
                         self.close_lane(lane, CloseReason::Detached);
-                        self.store.tables.agent(agent).lanes > 0
-                    });
-                    // Whoever asked may be gone.
-                    let _ = reply.send(left);
+                    }
+                    reply.give(());
                 }
                 Command::EndSession { session, reason } => self.close_session(session, reason),
+                Command::PeerGone { shard } => self.forget_peer(shard),
                 Command::Shutdown { reply } => {
-                    self.draining = Some(Drain { reply, done: false });
+                    self.draining.get_or_insert_default().reply = Some(reply);
                 }
+                #[cfg(test)]
+                Command::Plant(deed) => deed.give(()),
             }
         }
         true
@@ -212,15 +264,8 @@ impl<D: Disk> Shard<D> {
         };
         let agent = match outcome {
             Ok(agent) => agent,
-            Err(error) => {
-                let _ = reply.send(Err(error));
-                return;
-            }
+            Err(error) => return reply.give(Err(error)),
         };
-        if request.window.is_none() && self.store.tables.agent(agent).window.is_none() {
-            let _ = reply.send(Err(AttachError::NoWindow));
-            return;
-        }
         if !self.lanes.has_session(session) {
             self.lanes
                 .open_session(session, ServerBells::new(bells, self.options.no));
@@ -231,12 +276,22 @@ impl<D: Disk> Shard<D> {
             main.lanes += 1;
             ring.set_view(main.view);
         }
-        if let Some(window) = request.window {
-            // Its size is the runtime's own choice, checked with the configuration.
-            state.window = WindowWriter::new(window).ok();
-        }
+        let (window, spare) = match &state.window_fd {
+            Some(fd) => (Arc::clone(fd), Some(request.window)),
+            None => {
+                let SharedWindow { memory, fd } = request.window;
+                // Its size is the runtime's own choice, checked with the configuration.
+                state.window = WindowWriter::new(memory).ok();
+                state.window_fd = Some(Arc::clone(&fd));
+                (fd, None)
+            }
+        };
         self.lanes.attach(session, lane, agent, ring, socket);
-        let outcome = Attached { agent };
+        let outcome = Attached {
+            agent,
+            window,
+            spare,
+        };
         self.replies.push(Reply {
             to: reply,
             outcome,
@@ -255,8 +310,8 @@ impl<D: Disk> Shard<D> {
         let mut replies = std::mem::take(&mut self.replies);
         for reply in replies.drain(..) {
             if flushed {
-                // A requester that is gone ends its session, which takes the lane away.
-                let _ = reply.to.send(Ok(reply.outcome));
+                // A requester that is gone, or gave up, has sent a command that takes it away.
+                reply.to.give(Ok(reply.outcome));
                 continue;
             }
             // The tables were taken back already, and with them perhaps the agent itself.
@@ -267,7 +322,7 @@ impl<D: Disk> Shard<D> {
                     self.forget_lane(lane, CloseReason::Detached);
                 }
             }
-            let _ = reply.to.send(Err(AttachError::Busy));
+            reply.to.give(Err(AttachError::Busy));
         }
         self.replies = replies;
     }
@@ -300,11 +355,12 @@ impl<D: Disk> Shard<D> {
         if let Some(branch) = agent.branch_mut(lane.branch) {
             branch.lanes -= 1;
         }
-        if agent.lanes == 0
-            && let Some(mut window) = agent.window.take()
-        {
-            // A process may still map it, or be about to: it must find nothing.
-            window.clear();
+        if agent.lanes == 0 {
+            agent.window_fd = None;
+            if let Some(mut window) = agent.window.take() {
+                // A process may still map it, or be about to: it must find nothing.
+                window.clear();
+            }
         }
         self.forget_lane(lane, reason);
     }
@@ -317,9 +373,19 @@ impl<D: Disk> Shard<D> {
         lane.wake();
     }
 
+    /// Stops without the device, because the I/O core is gone: what is in memory is written to the
+    /// page cache, the lanes are closed, nothing is waited for.
+    pub fn halt(&mut self) {
+        self.draining.get_or_insert_default().halted = true;
+        self.must_flush |= self.store.is_dirty();
+    }
+
     /// Ends a shutdown once nothing is pending and the log is sealed.
     pub(super) fn drain(&mut self) {
-        if self.draining.as_ref().is_none_or(|drain| drain.done) {
+        let Some(&Drain { halted, done, .. }) = self.draining.as_ref() else {
+            return;
+        };
+        if done {
             return;
         }
         let last = self.store.log.last();
@@ -328,7 +394,7 @@ impl<D: Disk> Shard<D> {
         let settled = lost || (synced && self.store.log.is_sealed());
         self.fail_peer_reads();
         let quiet = self.pending.is_empty() && self.unsent.is_empty();
-        if !quiet || !settled {
+        if !halted && (!quiet || !settled) {
             if self.store.is_dirty() {
                 self.must_flush = true;
             }
@@ -338,13 +404,19 @@ impl<D: Disk> Shard<D> {
             }
             return;
         }
+        let reason = match halted {
+            true => CloseReason::ShardFailed,
+            false => CloseReason::ShuttingDown,
+        };
         for session in self.lanes.sessions() {
-            self.close_session(session, CloseReason::ShuttingDown);
+            self.close_session(session, reason);
         }
         if let Some(drain) = &mut self.draining {
             drain.done = true;
-            // The host may have given up waiting.
-            let _ = drain.reply.send((last, synced));
+            if let Some(reply) = drain.reply.take() {
+                // The host may have given up waiting.
+                let _ = reply.send((last, synced));
+            }
         }
     }
 }

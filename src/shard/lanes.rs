@@ -50,6 +50,10 @@ pub struct LaneRef {
 pub struct Upload {
     /// The branch that it goes to.
     pub place: BranchRef,
+    /// Whose share of the uploads it takes.
+    pub session: SessionNo,
+    /// When its last part came, in the shard's time, in nanoseconds.
+    pub touched_ns: u64,
     /// The key.
     pub key: Vec<u8>,
     /// Bytes announced.
@@ -60,21 +64,6 @@ pub struct Upload {
     pub parts: Vec<ObjectNo>,
     /// Parts were appended since the last flush.
     pub unflushed: bool,
-}
-
-impl Upload {
-    /// A value of which nothing is there yet.
-    #[must_use]
-    pub fn new(place: BranchRef, key: &[u8], total: u64) -> Self {
-        Self {
-            place,
-            key: key.to_vec(),
-            total,
-            stored: 0,
-            parts: Vec::new(),
-            unflushed: false,
-        }
-    }
 }
 
 /// One lane.
@@ -361,6 +350,20 @@ impl Lanes {
         self.sessions
             .iter()
             .any(|session| !session.scan.is_empty() || !session.bells.settled())
+    }
+
+    /// The upload that saw no part for longest, of a session or of all, and when its last came.
+    pub fn oldest_upload(&self, of: Option<SessionNo>) -> Option<(LaneRef, u64)> {
+        let uploads = self.slots.iter().enumerate().filter_map(|(index, slot)| {
+            let upload = slot.lane.as_ref()?.upload.as_ref()?;
+            let at = LaneRef {
+                index: index as u32,
+                generation: slot.generation,
+            };
+            let counts = of.is_none_or(|session| upload.session == session);
+            counts.then_some((at, upload.touched_ns))
+        });
+        uploads.min_by_key(|(_, touched_ns)| *touched_ns)
     }
 
     /// Parts that uploads hold.

@@ -24,14 +24,20 @@
 //! - a completion is posted only after the window's old value was dropped.
 
 pub mod agent;
+mod base;
 mod call;
+pub mod commit;
 mod control;
 mod lanes;
+pub mod nodes;
+mod parked;
 mod peer;
 mod pending;
 mod read;
+mod replay;
 pub mod store;
 pub mod tables;
+mod uploads;
 mod write;
 
 #[cfg(test)]
@@ -42,7 +48,7 @@ use std::sync::Arc;
 
 use crossbeam_queue::ArrayQueue;
 
-pub use control::{AttachError, AttachRequest, Attached, Command, Event};
+pub use control::{Answer, AttachError, AttachRequest, Attached, Command, Event, SharedWindow};
 pub use peer::{PeerMessage, owner};
 pub use tables::{Tables, TablesError};
 
@@ -57,6 +63,7 @@ use agent::BranchRef;
 use lanes::{Lane, LaneRef, Lanes};
 use pending::{Pending, PowerWait};
 use store::{Flushed, Store};
+use uploads::Uploads;
 
 /// Submissions taken from one lane before the next lane has its turn.
 const ENTRIES_PER_SERVICE: usize = 16;
@@ -95,6 +102,8 @@ enum Step {
     Done,
     /// Can't be applied before a later turn; the lane waits.
     Stall,
+    /// Can't be applied before this object was read.
+    Park(ObjectNo),
 }
 
 /// A completion that waits for the flush at the end of the turn.
@@ -155,9 +164,13 @@ pub struct Shard<D> {
     fills: Vec<Fill>,
     fill_keys: Vec<u8>,
     scratch: Scratch,
+    /// Entries whose objects were read: to be begun again.
+    resumed: Vec<(LaneRef, Submission)>,
     unsent: VecDeque<(ShardNo, PeerMessage)>,
+    /// Shards that are gone.
+    lost_peers: Vec<ShardNo>,
     staged_peers: Vec<(ShardNo, PeerMessage)>,
-    uploads: usize,
+    uploads: Uploads,
     /// Lanes whose uploads have parts that are not flushed.
     unflushed_uploads: Vec<LaneRef>,
     last_tier: Tier,
@@ -199,9 +212,11 @@ impl<D: Disk> Shard<D> {
             fills: Vec::with_capacity(FILLS_PER_TURN),
             fill_keys: Vec::with_capacity(FILLS_PER_TURN * 64),
             scratch: Scratch::default(),
+            resumed: Vec::new(),
             unsent: VecDeque::new(),
+            lost_peers: Vec::new(),
             staged_peers: Vec::new(),
-            uploads: 0,
+            uploads: Uploads::default(),
             unflushed_uploads: Vec::new(),
             last_tier: Tier::None,
             now: 0,
@@ -224,6 +239,7 @@ impl<D: Disk> Shard<D> {
         let mut worked = self.take_replies();
         worked |= self.take_commands();
         worked |= self.take_messages();
+        worked |= self.resume();
         let mut ready = std::mem::take(&mut self.ready);
         for at in self.again.drain(..) {
             if let Some(lane) = self.lanes.get_mut(at) {
@@ -326,25 +342,39 @@ impl<D: Disk> Shard<D> {
                     }
                 },
             };
-            self.last_tier = Tier::None;
-            let before = thread_allocations();
-            let mut scratch = std::mem::take(&mut self.scratch);
-            let step = self.execute(at, &submission, &mut scratch);
-            self.scratch = scratch;
-            self.count_allocations(submission.op, thread_allocations() - before);
-            if let Step::Stall = step {
-                if let Some(lane) = self.lanes.get_mut(at) {
-                    lane.stalled = Some(submission);
-                }
-                // What fills the append buffer is written out at the end of the turn.
-                self.must_flush |= self.store.is_dirty();
-                self.queue(at);
+            if self.carry_out(at, submission) {
                 return served > 0;
             }
         }
         self.lanes.served(at);
         self.queue(at);
         true
+    }
+
+    /// Carries an entry out, or keeps it for later; whether its lane has to wait.
+    fn carry_out(&mut self, at: LaneRef, submission: Submission) -> bool {
+        self.last_tier = Tier::None;
+        let before = thread_allocations();
+        let mut scratch = std::mem::take(&mut self.scratch);
+        let step = self.execute(at, &submission, &mut scratch);
+        self.scratch = scratch;
+        self.count_allocations(submission.op, thread_allocations() - before);
+        match step {
+            Step::Done => false,
+            Step::Park(object) => {
+                self.park(at, submission, object);
+                false
+            }
+            Step::Stall => {
+                if let Some(lane) = self.lanes.get_mut(at) {
+                    lane.stalled = Some(submission);
+                }
+                // What fills the append buffer is written out at the end of the turn.
+                self.must_flush |= self.store.is_dirty();
+                self.queue(at);
+                true
+            }
+        }
     }
 
     /// Looks at a lane again in the next turn: once, however often it came up in this one.
@@ -559,7 +589,11 @@ impl<D: Disk> Shard<D> {
                 result,
             } = reply
             {
-                self.cold_piece(ticket, buffer, result);
+                if self.pending.is_fetch(ticket) {
+                    self.fetched(ticket, buffer, &result);
+                } else {
+                    self.cold_piece(ticket, buffer, result);
+                }
                 continue;
             }
             self.store.on_reply(reply);

@@ -12,12 +12,15 @@ use crate::id::{ObjectId, ShardNo};
 use crate::segment::Disk;
 use crate::shard::agent::{BranchRef, MAIN};
 use crate::shard::lanes::LaneRef;
-use crate::shard::pending::Destination;
+use crate::shard::pending::{Destination, PeerRead};
 use crate::shard::read::{ColdPieces, Served, serve_value};
+use crate::shard::store::Refused;
 use crate::shard::{MESSAGES_PER_TURN, Scratch, Shard, Step};
 
 /// Questions that one shard may have open at the others.
 const PEER_READS_MAX: usize = 256;
+/// Of these, at most so many for one session.
+const PEER_READS_PER_SESSION_MAX: usize = PEER_READS_MAX / 4;
 
 /// What shards say to each other.
 #[derive(Debug)]
@@ -91,10 +94,19 @@ impl<D: Disk> Shard<D> {
             agent,
             branch: MAIN,
         };
-        self.store.value(main, key).ok_or_else(|| {
-            self.counters().absent.add(1);
-            Status::NotFound
-        })
+        match self.store.lookup(main, key) {
+            Ok(Some(value)) => Ok(value),
+            Ok(None) => {
+                self.counters().absent.add(1);
+                Err(Status::NotFound)
+            }
+            Err(Refused::Cold(node)) => {
+                // Whoever asks again finds it.
+                self.fetch(node);
+                Err(Status::Busy)
+            }
+            Err(_) => Err(Status::Corrupt),
+        }
     }
 
     fn ask_peer(
@@ -105,6 +117,9 @@ impl<D: Disk> Shard<D> {
         name: &[u8],
         key: &[u8],
     ) -> Step {
+        let Some(session) = self.lanes.get_mut(at).map(|lane| lane.session) else {
+            return Step::Done;
+        };
         let ticket = self.pending.ticket();
         let message = PeerMessage::Read {
             ticket,
@@ -114,15 +129,28 @@ impl<D: Disk> Shard<D> {
             bytes_max: entry.reply.len,
         };
         let mut completion = Completion::new(entry.user_data, Status::Busy);
-        let full = self.pending.peers.len() >= PEER_READS_MAX;
+        let peers = &self.pending.peers;
+        // Counted where there is something to count: 256 at most.
+        let full = peers.len() >= PEER_READS_MAX
+            || peers.len() >= PEER_READS_PER_SESSION_MAX
+                && peers
+                    .values()
+                    .filter(|read| read.session == session)
+                    .count()
+                    >= PEER_READS_PER_SESSION_MAX;
         if full || self.port.send(owner, message).is_err() {
             completion.detail = BusyReason::Mesh as u32;
             self.finish(at, completion);
             return Step::Done;
         }
-        self.pending
-            .peers
-            .insert(ticket, (at, entry.user_data, entry.reply));
+        let read = PeerRead {
+            owner,
+            lane: at,
+            session,
+            user_data: entry.user_data,
+            reply: entry.reply,
+        };
+        self.pending.peers.insert(ticket, read);
         Step::Done
     }
 
@@ -131,6 +159,9 @@ impl<D: Disk> Shard<D> {
         // Answers that found a full ring go first.
         while let Some((shard, message)) = self.unsent.pop_front() {
             if let Err(message) = self.port.send(shard, message) {
+                if self.lost_peers.contains(&shard) {
+                    continue;
+                }
                 self.unsent.push_front((shard, message));
                 break;
             }
@@ -272,14 +303,35 @@ impl<D: Disk> Shard<D> {
 
     /// Ends the reads that other shards have not answered: they may be gone already.
     pub(super) fn fail_peer_reads(&mut self) {
-        for (_, (at, user_data, _)) in std::mem::take(&mut self.pending.peers) {
-            self.finish(at, Completion::new(user_data, Status::ShuttingDown));
+        for (_, read) in std::mem::take(&mut self.pending.peers) {
+            self.finish(
+                read.lane,
+                Completion::new(read.user_data, Status::ShuttingDown),
+            );
         }
         self.unsent.clear();
     }
 
+    /// Ends what was asked of a shard that is gone, or was to be sent to it. It takes no more
+    /// questions either: the mesh gives them back.
+    pub(super) fn forget_peer(&mut self, shard: ShardNo) {
+        self.lost_peers.push(shard);
+        let asked = self.pending.peers.extract_if(|_, read| read.owner == shard);
+        for (_, read) in asked.collect::<Vec<_>>() {
+            let mut busy = Completion::new(read.user_data, Status::Busy);
+            busy.detail = BusyReason::Mesh as u32;
+            self.finish(read.lane, busy);
+        }
+    }
+
     fn take_peer_reply(&mut self, ticket: u64, mut completion: Completion, bytes: &[u8]) {
-        let Some((at, user_data, reply)) = self.pending.peers.remove(&ticket) else {
+        let Some(PeerRead {
+            lane: at,
+            user_data,
+            reply,
+            ..
+        }) = self.pending.peers.remove(&ticket)
+        else {
             return;
         };
         completion.user_data = user_data;

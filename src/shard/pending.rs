@@ -8,8 +8,8 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use crate::agent::entry::{Completion, Extent, Tier};
-use crate::id::ShardNo;
+use crate::agent::entry::{Completion, Extent, Submission, Tier};
+use crate::id::{SessionNo, ShardNo};
 use crate::segment::Sequence;
 use crate::segment::index::ObjectNo;
 use crate::shard::agent::BranchRef;
@@ -17,6 +17,11 @@ use crate::shard::lanes::LaneRef;
 
 /// Cold reads under way in one shard.
 pub const COLD_READS_MAX: usize = 256;
+/// Of these, at most so many for one session, or for one other shard; more where a single read
+/// needs them and nothing else of it is under way.
+pub const COLD_READS_SHARE: usize = COLD_READS_MAX / 4;
+/// Objects being read for operations that begin again then, in one shard.
+pub const FETCHES_MAX: usize = 64;
 /// Buffers kept for reuse.
 const POOLED_BUFFERS_MAX: usize = 32;
 
@@ -36,9 +41,35 @@ pub enum Destination {
     },
 }
 
+/// For whom a read is done: whose share of the cold reads it takes.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Holder {
+    /// A session's lane.
+    Session(SessionNo),
+    /// Another shard.
+    Peer(ShardNo),
+}
+
+/// A read asked of another shard.
+#[derive(Debug)]
+pub struct PeerRead {
+    /// Who is asked.
+    pub owner: ShardNo,
+    /// Who asked.
+    pub lane: LaneRef,
+    /// Its session.
+    pub session: SessionNo,
+    /// Its number for it.
+    pub user_data: u64,
+    /// Where the bytes go.
+    pub reply: Extent,
+}
+
 /// A read of which pieces are missing.
 #[derive(Debug)]
 pub struct PendingRead {
+    /// For whom.
+    pub holder: Holder,
     /// Who gets it.
     pub destination: Destination,
     /// The completion, ready but for tier and failure.
@@ -81,23 +112,35 @@ pub struct Pending {
     reads: Vec<Option<PendingRead>>,
     free: Vec<u32>,
     pieces: HashMap<u64, ColdPiece>,
+    /// Objects being read for operations that begin again then, by ticket.
+    fetches: HashMap<u64, ObjectNo>,
+    /// Entries that wait for an object.
+    parked: HashMap<u32, Vec<(LaneRef, Submission)>>,
+    parked_count: usize,
     next_ticket: u64,
     buffers: Vec<Vec<u8>>,
+    /// Pieces on their way, by holder; none is 0.
+    held: HashMap<Holder, usize>,
     /// In order of their sequence.
     pub power: VecDeque<PowerWait>,
-    /// Reads asked of other shards, by ticket: who asked, its user data, where the reply goes.
-    pub peers: HashMap<u64, (LaneRef, u64, Extent)>,
+    /// Reads asked of other shards, by ticket.
+    pub peers: HashMap<u64, PeerRead>,
 }
 
 impl Pending {
     /// Whether nothing waits.
     pub fn is_empty(&self) -> bool {
-        self.pieces.is_empty() && self.power.is_empty() && self.peers.is_empty()
+        self.pieces.is_empty()
+            && self.fetches.is_empty()
+            && self.power.is_empty()
+            && self.peers.is_empty()
     }
 
-    /// Whether as many more cold reads may start.
-    pub fn has_room(&self, reads: usize) -> bool {
+    /// Whether as many more cold reads may start for a holder.
+    pub fn has_room(&self, holder: Holder, reads: usize) -> bool {
+        let held = self.held.get(&holder).copied().unwrap_or(0);
         self.pieces.len() + reads <= COLD_READS_MAX
+            && (held == 0 || held + reads <= COLD_READS_SHARE)
     }
 
     /// Keeps a write or sync that waits for the device. A write comes last; a sync may name an older
@@ -109,6 +152,53 @@ impl Pending {
         self.power.insert(at, wait);
     }
 
+    /// Entries that wait for an object to be read.
+    pub fn parked(&self) -> usize {
+        self.parked_count
+    }
+
+    /// Keeps an entry until an object was read.
+    pub fn park(&mut self, object: ObjectNo, at: LaneRef, entry: Submission) {
+        self.parked.entry(object.0).or_default().push((at, entry));
+        self.parked_count += 1;
+    }
+
+    /// Takes the entries that waited for an object.
+    pub fn unpark(&mut self, object: ObjectNo) -> Vec<(LaneRef, Submission)> {
+        let waiting = self.parked.remove(&object.0).unwrap_or_default();
+        self.parked_count -= waiting.len();
+        waiting
+    }
+
+    /// Whether an object is being read already.
+    pub fn is_fetching(&self, object: ObjectNo) -> bool {
+        self.fetches.values().any(|&other| other == object)
+    }
+
+    /// Whether one more object may be fetched.
+    pub fn has_room_to_fetch(&self) -> bool {
+        self.fetches.len() < FETCHES_MAX
+    }
+
+    /// Notes that an object is being read; its ticket, and a buffer for its bytes.
+    pub fn add_fetch(&mut self, object: ObjectNo, bytes: usize) -> (u64, Vec<u8>) {
+        let ticket = self.ticket();
+        self.fetches.insert(ticket, object);
+        let mut buffer = self.buffers.pop().unwrap_or_default();
+        buffer.resize(bytes, 0);
+        (ticket, buffer)
+    }
+
+    /// Whether a ticket is one of a fetch.
+    pub fn is_fetch(&self, ticket: u64) -> bool {
+        self.fetches.contains_key(&ticket)
+    }
+
+    /// The object of a ticket, if it is one of a fetch.
+    pub fn take_fetch(&mut self, ticket: u64) -> Option<ObjectNo> {
+        self.fetches.remove(&ticket)
+    }
+
     /// A number for a request to another shard.
     pub fn ticket(&mut self) -> u64 {
         self.next_ticket += 1;
@@ -117,6 +207,7 @@ impl Pending {
 
     /// Keeps a read of which pieces are missing; its number.
     pub fn add_read(&mut self, read: PendingRead) -> u32 {
+        *self.held.entry(read.holder).or_default() += read.missing as usize;
         match self.free.pop() {
             Some(no) => {
                 self.reads[no as usize] = Some(read);
@@ -150,10 +241,17 @@ impl Pending {
 
     /// One piece of a read came, from `tier`; the read, if that was the last one.
     pub fn piece_done(&mut self, no: u32, tier: Tier) -> Option<PendingRead> {
-        let read = self.read_mut(no)?;
+        let read = self.reads.get_mut(no as usize)?.as_mut()?;
         read.missing -= 1;
         read.completion.tier = tier;
-        if read.missing > 0 {
+        let (holder, missing) = (read.holder, read.missing);
+        if let Some(held) = self.held.get_mut(&holder) {
+            *held -= 1;
+            if *held == 0 {
+                self.held.remove(&holder);
+            }
+        }
+        if missing > 0 {
             return None;
         }
         self.free.push(no);

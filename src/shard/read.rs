@@ -9,10 +9,10 @@ use crate::agent::packed;
 use crate::id::{OBJECT_ID_BYTES, ObjectId, VALUE_BYTES_MAX};
 use crate::metrics::{ShardCounters, Stats};
 use crate::segment::index::ObjectNo;
-use crate::segment::{Disk, DiskError, IoRequest, PART_BYTES_MAX};
+use crate::segment::{Disk, DiskError, IoRequest, ObjectKind, PART_BYTES_MAX};
 use crate::shard::agent::BranchRef;
 use crate::shard::lanes::LaneRef;
-use crate::shard::pending::{ColdPiece, Destination, PendingRead};
+use crate::shard::pending::{ColdPiece, Destination, Holder, PendingRead};
 use crate::shard::store::{Piece, Store};
 use crate::shard::{Scratch, Shard, Step};
 use crate::state::Value;
@@ -37,10 +37,14 @@ impl<D: Disk> Shard<D> {
         let Some(place) = self.take_input(at, entry, scratch) else {
             return Step::Done;
         };
-        let Some(value) = self.store.value(place, &scratch.key) else {
-            self.counters().absent.add(1);
-            self.finish(at, Completion::new(entry.user_data, Status::NotFound));
-            return Step::Done;
+        let value = match self.store.lookup(place, &scratch.key) {
+            Ok(Some(value)) => value,
+            Ok(None) => {
+                self.counters().absent.add(1);
+                self.finish(at, Completion::new(entry.user_data, Status::NotFound));
+                return Step::Done;
+            }
+            Err(refused) => return self.refuse(at, entry, refused),
         };
         // Only the branch that the lane is on is read through the window.
         let fill = entry.branch.is_none().then_some((place, &*scratch.key));
@@ -113,7 +117,11 @@ impl<D: Disk> Shard<D> {
             return Step::Done;
         };
         let mut completion = Completion::new(entry.user_data, Status::NotFound);
-        if let Some(value) = self.store.value(place, &scratch.key) {
+        let found = match self.store.lookup(place, &scratch.key) {
+            Ok(found) => found,
+            Err(refused) => return self.refuse(at, entry, refused),
+        };
+        if let Some(value) = found {
             completion.status = Status::Ok;
             completion.id = self.store.value_id(value);
             completion.value_bytes = value.bytes;
@@ -199,7 +207,10 @@ impl<D: Disk> Shard<D> {
             }
         };
         for key in keys {
-            let found = self.store.value(place, key);
+            let found = match self.store.lookup(place, key) {
+                Ok(found) => found,
+                Err(refused) => return self.refuse(at, entry, refused),
+            };
             let mut head = packed::GetHead {
                 status: Status::NotFound,
                 tier: Tier::None,
@@ -297,13 +308,21 @@ impl<D: Disk> Shard<D> {
         fill: Option<(BranchRef, Box<[u8]>, ObjectNo)>,
     ) {
         self.last_tier = Tier::Cold;
-        if !self.pending.has_room(cold.len()) {
+        let holder = match &destination {
+            Destination::Lane(at, _) => match self.lanes.get_mut(*at) {
+                Some(lane) => Holder::Session(lane.session),
+                None => return,
+            },
+            Destination::Peer { shard, .. } => Holder::Peer(*shard),
+        };
+        if !self.pending.has_room(holder, cold.len()) {
             let mut busy = Completion::new(completion.user_data, Status::Busy);
             busy.detail = BusyReason::ColdReads as u32;
             return self.deliver(destination, busy);
         }
         let missing = cold.len() as u32;
         let read = self.pending.add_read(PendingRead {
+            holder,
             destination,
             completion,
             missing,
@@ -377,7 +396,10 @@ impl<D: Disk> Shard<D> {
                 }) => Status::Busy,
                 Err(_) => Status::IoFailed,
             };
-            let failed = Completion::new(read.completion.user_data, status);
+            let mut failed = Completion::new(read.completion.user_data, status);
+            if status == Status::Busy {
+                failed.detail = BusyReason::ColdReads as u32;
+            }
             if status == Status::Corrupt {
                 let at = self.store.tables.objects.get(piece.object).at;
                 report_damage(self.options.no.0, at);
@@ -427,11 +449,7 @@ impl<D: Disk> Shard<D> {
     }
 
     fn is_list(&self, value: Value) -> bool {
-        self.store
-            .tables
-            .objects
-            .get(ObjectNo(value.object))
-            .is_list
+        self.store.tables.objects.get(ObjectNo(value.object)).kind == ObjectKind::List
     }
 }
 
@@ -448,7 +466,7 @@ pub(super) fn serve_value<D: Disk>(
 ) -> Served {
     debug_assert!(from + u64::from(bytes) <= value.bytes && value.bytes <= VALUE_BYTES_MAX);
     let object = ObjectNo(value.object);
-    if !store.tables.objects.get(object).is_list {
+    if !(store.tables.objects.get(object).kind == ObjectKind::List) {
         return serve_piece(store, object, from as u32, bytes, to, cold, &mut write);
     }
     let mut worst = Tier::None;

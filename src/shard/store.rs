@@ -14,22 +14,28 @@
 //! - until the flush, `undo` can take every write of the turn back, in reverse.
 //! - bytes from segments are compared with their id before anyone sees them.
 
+use std::collections::VecDeque;
+
 use crate::cache::{EntryNo, L2};
 use crate::id::{AgentNo, OBJECT_ID_BYTES, ObjectId};
 use crate::segment::index::{NOT_CACHED, ObjectNo};
 use crate::segment::{
-    Disk, DiskError, HEAD_BYTES_MAX, IoReply, ListPayload, Location, Log, LogError, LogEvent,
-    NotReady, PART_BYTES_MAX, Read, Record, Sequence, ValueKind,
+    Appended, Disk, DiskError, HEAD_BYTES_MAX, IoReply, ListPayload, Location, Log, LogError,
+    LogEvent, NotReady, ObjectKind, PART_BYTES_MAX, Read, Record, Sequence,
 };
 use crate::shard::agent::{BranchRef, named};
+use crate::shard::commit::Commits;
+use crate::shard::nodes::NodeCache;
 use crate::shard::tables::{Freed, Tables};
-use crate::state::{Held, Value};
+use crate::state::{Held, Retired, Value};
 
 /// Share of a segment that only deletes may use while no further segment can be made, as a divisor.
 const DELETE_RESERVE_SHARE: usize = 16;
 /// The most of it: room for a thousand deletes of long keys, or four thousand of short ones.
 const DELETE_RESERVE_BYTES_MAX: usize = 256 << 10;
 
+/// Memory for nodes of trees, as a divisor of L2's.
+const NODES_SHARE: usize = 8;
 /// What a key takes in the indexes beside its own bytes, about: its entry, its object, tables that
 /// are half full.
 const KEY_INDEX_BYTES: u64 = 192;
@@ -47,6 +53,16 @@ pub enum Refused {
     ReadOnly,
     /// The value is not the one that the caller expected; this is the current one.
     Stale(Option<ObjectId>),
+    /// This object has to be read from the device first: begin again when it was.
+    Cold(ObjectNo),
+    /// A tree, or something that it names, is damaged.
+    Corrupt,
+    /// The branch does not point at what the caller expected; this is what it points at.
+    StaleHead(Option<ObjectId>),
+    /// The agent has no such checkpoint.
+    NoSuchRevision,
+    /// So many changes are in no checkpoint.
+    Unsaved(u64),
 }
 
 /// Where a piece of a value came from.
@@ -91,6 +107,8 @@ enum Undo {
         key: (u32, u32),
         before: Option<Held>,
     },
+    /// An object was added that nothing refers to but a tree to come.
+    Kept(ObjectNo),
     /// An agent was added.
     Agent,
     /// An agent was marked public or private.
@@ -107,6 +125,12 @@ pub struct Store<D> {
     pub disk: D,
     /// Values in private memory.
     pub l2: L2,
+    /// Nodes of state trees.
+    pub nodes: NodeCache,
+    /// Buffers of commits.
+    pub(super) commits: Commits,
+    /// Working sets that were given up, and still hold references.
+    pub(super) retired: VecDeque<Retired>,
     index_bytes_max: u64,
     index_bytes: u64,
     delete_reserve_bytes: usize,
@@ -130,7 +154,10 @@ impl<D: Disk> Store<D> {
             tables,
             log,
             disk,
+            nodes: NodeCache::new(l2.bytes_capacity() / NODES_SHARE),
             l2,
+            commits: Commits::default(),
+            retired: VecDeque::new(),
             index_bytes_max,
             index_bytes,
             delete_reserve_bytes,
@@ -168,14 +195,14 @@ impl<D: Disk> Store<D> {
             slice_chunks(self.l2.get(EntryNo(object.cached)), from, bytes, &mut sink);
             return Piece::L2;
         }
-        let (at, id, is_list) = (object.at, object.id, object.is_list);
+        let (at, id, kind) = (object.at, object.id, object.kind);
         if object.quarantined {
             return Piece::Corrupt(at);
         }
         match self.log.read(&mut self.disk, at) {
             Read::Cold => Piece::Cold(at),
             Read::Here(stored) => {
-                if object_id(is_list, stored) != id {
+                if kind.id_of(stored) != id {
                     self.tables.objects.quarantine(no);
                     return Piece::Corrupt(at);
                 }
@@ -189,7 +216,7 @@ impl<D: Disk> Store<D> {
     /// Takes the bytes of an object that the I/O core read; whether they are what they should be.
     pub fn take_cold(&mut self, no: ObjectNo, stored: &[u8]) -> bool {
         let object = self.tables.objects.get(no);
-        if object_id(object.is_list, stored) != object.id {
+        if object.kind.id_of(stored) != object.id {
             self.tables.objects.quarantine(no);
             return false;
         }
@@ -216,12 +243,12 @@ impl<D: Disk> Store<D> {
 
     /// Checks what a caller expects a key to name: `None` nothing, `Some(id)` that value.
     pub fn expect(
-        &self,
+        &mut self,
         at: BranchRef,
         key: &[u8],
         expected: &[u8; OBJECT_ID_BYTES],
     ) -> Result<(), Refused> {
-        let current = self.value(at, key).map(|value| self.value_id(value));
+        let current = self.lookup(at, key)?.map(|value| self.value_id(value));
         let matches = match current {
             None => *expected == [0; OBJECT_ID_BYTES],
             Some(id) => id.as_bytes() == expected,
@@ -253,14 +280,18 @@ impl<D: Disk> Store<D> {
         let value_bytes = payload.len() as u64;
         let record = Record::Put {
             agent: at.agent,
+            branch: at.branch,
             key,
-            kind: ValueKind::Blob,
+            kind: ObjectKind::Blob,
             id,
             value_bytes,
             payload: (!stored).then_some(payload),
         };
         let appended = self.log.append(&record).map_err(refused)?;
-        let object = object.unwrap_or_else(|| self.tables.add_object(id, false, appended.payload));
+        let object = object.unwrap_or_else(|| {
+            self.tables
+                .add_object(id, ObjectKind::Blob, appended.payload)
+        });
         if self.tables.objects.get(object).cached == NOT_CACHED {
             admit(&mut self.l2, &mut self.tables, object, payload);
         }
@@ -287,8 +318,9 @@ impl<D: Disk> Store<D> {
         let known = self.tables.objects.find_named(&id);
         let payload = known.is_none().then_some(payload);
         let record = Record::Object {
-            kind: ValueKind::Blob,
+            kind: ObjectKind::Blob,
             id,
+            kept: false,
             payload,
         };
         let appended = self.log.append(&record).map_err(refused)?;
@@ -297,7 +329,9 @@ impl<D: Disk> Store<D> {
                 self.tables.objects.acquire(object);
                 Ok(object)
             }
-            None => Ok(self.tables.add_object(id, false, appended.payload)),
+            None => Ok(self
+                .tables
+                .add_object(id, ObjectKind::Blob, appended.payload)),
         }
     }
 
@@ -336,8 +370,9 @@ impl<D: Disk> Store<D> {
         let known = self.sound_list(&id);
         let record = Record::Put {
             agent: at.agent,
+            branch: at.branch,
             key,
-            kind: ValueKind::List,
+            kind: ObjectKind::List,
             id,
             value_bytes,
             payload: known.is_none().then_some(payload),
@@ -354,7 +389,9 @@ impl<D: Disk> Store<D> {
                 object
             }
             None => {
-                let object = self.tables.add_object(id, true, appended.payload);
+                let object = self
+                    .tables
+                    .add_object(id, ObjectKind::List, appended.payload);
                 self.tables.add_list(object, parts.drain(..).collect());
                 object
             }
@@ -389,11 +426,12 @@ impl<D: Disk> Store<D> {
 
     /// Removes a key; `None` where it was not there.
     pub fn delete(&mut self, at: BranchRef, key: &[u8]) -> Result<Option<Sequence>, Refused> {
-        if self.value(at, key).is_none() {
+        if self.lookup(at, key)?.is_none() {
             return Ok(None);
         }
         let record = Record::Delete {
             agent: at.agent,
+            branch: at.branch,
             key,
         };
         let appended = self.log.append(&record).map_err(refused)?;
@@ -429,6 +467,31 @@ impl<D: Disk> Store<D> {
             }
         }
         Ok(agent)
+    }
+
+    /// Appends a record for which [`Store::ready`] found room.
+    pub(super) fn append(&mut self, record: &Record<'_>) -> Result<Appended, Refused> {
+        self.log.append(record).map_err(refused)
+    }
+
+    /// Notes that an object was added for a tree, to be taken back with a failed flush.
+    pub(super) fn undo_kept(&mut self, object: ObjectNo) {
+        self.undo.push(Undo::Kept(object));
+    }
+
+    /// Gives back one reference to an object.
+    pub(super) fn release(&mut self, object: ObjectNo) {
+        self.tables.release(object, &mut self.freed);
+        self.forget_freed();
+    }
+
+    /// Whether there is memory to remember what a tree says of a key.
+    pub(super) fn may_remember(&mut self, key_bytes: usize) -> bool {
+        let fits = self.index_bytes < self.index_bytes_max;
+        if fits {
+            self.index_bytes += KEY_INDEX_BYTES + key_bytes as u64;
+        }
+        fits
     }
 
     /// Gives back the references of an upload that won't end.
@@ -532,6 +595,7 @@ impl<D: Disk> Store<D> {
                         .release(ObjectNo(written.object), &mut self.freed);
                 }
             }
+            Undo::Kept(object) => self.tables.drop_kept(object, &mut self.freed),
             Undo::Agent => self.tables.remove_last_agent(),
             Undo::Public { agent, before } => self.tables.agent_mut(agent).public = before,
         }
@@ -573,15 +637,6 @@ impl<D: Disk> Store<D> {
             self.l2.remove(EntryNo(entry));
             self.tables.objects.set_cached(no, NOT_CACHED);
         }
-    }
-}
-
-/// The id that stored bytes should have.
-fn object_id(is_list: bool, stored: &[u8]) -> ObjectId {
-    if is_list {
-        ObjectId::of_list(stored)
-    } else {
-        ObjectId::of_blob(stored)
     }
 }
 

@@ -9,10 +9,11 @@
 
 use std::collections::HashMap;
 
-use crate::id::{AgentNo, ObjectId, SegmentNo};
+use crate::id::{AgentNo, BranchNo, ObjectId, SegmentNo};
 use crate::segment::index::{ObjectIndex, ObjectNo};
-use crate::segment::{Head, ListPayload, Location, RecoveredRecord, ValueKind};
-use crate::shard::agent::{Agent, Branch, BranchRef, EMPTY_TREE, MAIN, named};
+use crate::segment::{Location, ObjectKind};
+use crate::shard::agent::{Agent, Branch, BranchRef, named};
+use crate::state::tree::EMPTY_TREE;
 use crate::state::{Held, Value};
 
 /// A log that contradicts itself: intact records in an impossible order.
@@ -26,6 +27,22 @@ pub enum TablesError {
         sequence: u64,
         /// The agent it names.
         agent: AgentNo,
+    },
+    /// A record is about a branch that was never created, or is gone.
+    #[error("record {sequence} is about branch {branch} of agent {agent}, which does not exist")]
+    UnknownBranch {
+        /// The record.
+        sequence: u64,
+        /// The agent.
+        agent: AgentNo,
+        /// The branch.
+        branch: BranchNo,
+    },
+    /// A name that is no text.
+    #[error("record {sequence} has a name that is no text")]
+    BadName {
+        /// The record.
+        sequence: u64,
     },
     /// A record refers to an object that is not stored.
     #[error("record {sequence} refers to object {id}, which is not stored")]
@@ -59,14 +76,14 @@ pub struct Tables {
     pub garbage_bytes: u64,
     /// While the log is replayed: objects stored ahead of the list that holds them, one reference
     /// each.
-    loose: Vec<ObjectNo>,
+    pub(super) loose: Vec<ObjectNo>,
     /// While the log is replayed: lists whose parts are not looked up yet, and where they lie.
-    unread: HashMap<u32, Location>,
+    pub(super) unread: HashMap<u32, Location>,
     /// While the log is replayed: objects whose stored bytes are known to be damaged, and where they
     /// lie. They are found by their id until the end, as later records may refer to them.
-    damaged: Vec<(ObjectNo, Location)>,
+    pub(super) damaged: Vec<(ObjectNo, Location)>,
     /// While the log is replayed: bytes of each segment that went.
-    dead: HashMap<SegmentNo, u64>,
+    pub(super) dead: HashMap<SegmentNo, u64>,
 }
 
 impl Tables {
@@ -103,9 +120,24 @@ impl Tables {
     }
 
     /// Adds an object with one reference.
-    pub fn add_object(&mut self, id: ObjectId, is_list: bool, at: Location) -> ObjectNo {
+    pub fn add_object(&mut self, id: ObjectId, kind: ObjectKind, at: Location) -> ObjectNo {
         self.live_bytes += u64::from(at.bytes);
-        self.objects.insert(id, is_list, at)
+        self.objects.insert(id, kind, at)
+    }
+
+    /// Adds an object that nothing refers to but, perhaps, a tree.
+    pub fn add_kept(&mut self, id: ObjectId, kind: ObjectKind, at: Location) -> ObjectNo {
+        let no = self.add_object(id, kind, at);
+        self.objects.keep(no);
+        self.objects.release(no);
+        no
+    }
+
+    /// Takes back what [`Tables::add_kept`] added.
+    pub fn drop_kept(&mut self, no: ObjectNo, freed: &mut Freed) {
+        self.objects.acquire(no);
+        self.objects.unkeep(no);
+        self.release(no, freed);
     }
 
     /// Lets a list hold its parts: takes over one reference of each.
@@ -185,159 +217,5 @@ impl Tables {
         let lists: usize = self.lists.values().map(|parts| parts.len() * 4 + 64).sum();
         let agents = self.agents.capacity() * (size_of::<Agent>() + 96);
         (self.objects.memory_bytes() + sets + lists + agents) as u64
-    }
-
-    /// Replays one record of the log. The last one is followed by [`Tables::finish`].
-    pub fn apply(&mut self, record: &RecoveredRecord<'_>) -> Result<(), TablesError> {
-        let sequence = record.sequence.0;
-        match record.head {
-            Head::Agent {
-                agent,
-                public,
-                name,
-            } => {
-                let next = self.agents.len();
-                match self.agents.get_mut(agent.0 as usize) {
-                    Some(known) => known.public = public,
-                    None if agent.0 as usize == next => {
-                        self.add_agent(name, public);
-                    }
-                    None => return Err(TablesError::UnknownAgent { sequence, agent }),
-                }
-            }
-            Head::Object { kind, id } => {
-                let no = self.stored(record, id, kind)?;
-                self.loose.push(no);
-            }
-            Head::Put {
-                agent,
-                key,
-                kind,
-                id,
-                value_bytes,
-            } => {
-                self.known(sequence, agent)?;
-                let object = self.stored(record, id, kind)?;
-                let value = Value {
-                    object: object.0,
-                    bytes: value_bytes,
-                };
-                let before = self.set_key(main_of(agent), key, Some(value));
-                self.drop_value(before);
-            }
-            Head::Delete { agent, key } => {
-                self.known(sequence, agent)?;
-                let before = self.set_key(main_of(agent), key, None);
-                self.drop_value(before);
-            }
-            Head::Synced { .. } => {}
-        }
-        Ok(())
-    }
-
-    /// Ends the replay: looks up the parts of lists, whose bytes `read` fetches, and drops parts
-    /// that no list holds. A list that can't be read is quarantined, not the end of the shard.
-    pub fn finish(&mut self, mut read: impl FnMut(Location) -> Option<Vec<u8>>) {
-        for (no, at) in std::mem::take(&mut self.unread) {
-            let no = ObjectNo(no);
-            let stored =
-                read(at).filter(|stored| ObjectId::of_list(stored) == self.objects.get(no).id);
-            let parts = stored.as_deref().and_then(|stored| {
-                let list = ListPayload::decode(stored).ok()?;
-                list.parts()
-                    .map(|id| self.objects.find(&id))
-                    .collect::<Option<Box<[_]>>>()
-            });
-            match parts {
-                Some(parts) => {
-                    for &part in &parts {
-                        self.objects.acquire(part);
-                    }
-                    self.add_list(no, parts);
-                }
-                None => self.objects.quarantine(no),
-            }
-        }
-        for no in std::mem::take(&mut self.loose) {
-            self.bury(no);
-        }
-        for (no, at) in std::mem::take(&mut self.damaged) {
-            // Else it went, or was stored again.
-            if self.objects.get(no).at == at {
-                self.objects.quarantine(no);
-            }
-        }
-    }
-
-    /// Bytes of each segment that the replay found to be garbage; asked once, after
-    /// [`Tables::finish`].
-    pub fn take_dead(&mut self) -> impl Iterator<Item = (SegmentNo, u64)> {
-        std::mem::take(&mut self.dead).into_iter()
-    }
-
-    fn known(&self, sequence: u64, agent: AgentNo) -> Result<(), TablesError> {
-        match self.agents.get(agent.0 as usize) {
-            Some(_) => Ok(()),
-            None => Err(TablesError::UnknownAgent { sequence, agent }),
-        }
-    }
-
-    fn drop_value(&mut self, held: Option<Held>) {
-        if let Some(value) = named(held) {
-            self.bury(ObjectNo(value.object));
-        }
-    }
-
-    /// Gives back a reference during the replay.
-    fn bury(&mut self, no: ObjectNo) {
-        let mut freed = Freed::new();
-        self.release(no, &mut freed);
-        for (_, at) in freed {
-            *self.dead.entry(at.segment).or_default() += u64::from(at.bytes);
-        }
-    }
-
-    /// The object of a replayed record, with one more reference to it.
-    fn stored(
-        &mut self,
-        record: &RecoveredRecord<'_>,
-        id: ObjectId,
-        kind: ValueKind,
-    ) -> Result<ObjectNo, TablesError> {
-        let (sequence, payload) = (record.sequence.0, record.payload);
-        let no = match self.objects.find(&id) {
-            Some(no) => {
-                self.objects.acquire(no);
-                // Stored again: it was garbage in between, or the older bytes were damaged.
-                if let Some(at) = payload {
-                    let before = self.objects.relocate(no, at);
-                    self.garbage_bytes += u64::from(before.bytes);
-                    *self.dead.entry(before.segment).or_default() += u64::from(before.bytes);
-                    if let Some(unread) = self.unread.get_mut(&no.0) {
-                        *unread = at;
-                    }
-                }
-                no
-            }
-            None => {
-                let at = payload.ok_or(TablesError::UnknownObject { sequence, id })?;
-                let no = self.add_object(id, kind == ValueKind::List, at);
-                if kind == ValueKind::List {
-                    self.unread.insert(no.0, at);
-                }
-                no
-            }
-        };
-        if let Some(at) = payload.filter(|_| record.damaged) {
-            self.damaged.push((no, at));
-        }
-        Ok(no)
-    }
-}
-
-fn main_of(agent: AgentNo) -> BranchRef {
-    BranchRef {
-        agent,
-        branch: MAIN,
     }
 }

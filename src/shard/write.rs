@@ -15,9 +15,6 @@ use crate::shard::lanes::{LaneRef, Upload};
 use crate::shard::store::{Refused, Written};
 use crate::shard::{Scratch, Shard, Staged, Step};
 
-/// Large values on their way in at once, per shard: each holds its parts' numbers.
-const UPLOADS_MAX: usize = 1024;
-
 impl<D: Disk> Shard<D> {
     pub(super) fn put(&mut self, at: LaneRef, entry: &Submission, scratch: &mut Scratch) -> Step {
         let Some(place) = self.take_input(at, entry, scratch) else {
@@ -105,9 +102,9 @@ impl<D: Disk> Shard<D> {
         let stored = self.append_part(at, place, entry, scratch, last);
         let part = match stored {
             Ok(part) => part,
-            Err(Refused::Wait) => {
+            Err(refused @ (Refused::Wait | Refused::Cold(_))) => {
                 self.put_back(at, upload);
-                return Step::Stall;
+                return self.refuse(at, entry, refused);
             }
             Err(refused) => {
                 self.drop_upload(upload);
@@ -116,6 +113,7 @@ impl<D: Disk> Shard<D> {
         };
         upload.parts.push(part);
         upload.stored += bytes;
+        upload.touched_ns = self.now;
         if !upload.unflushed {
             upload.unflushed = true;
             self.unflushed_uploads.push(at);
@@ -278,32 +276,17 @@ impl<D: Disk> Shard<D> {
         written: Result<Written, Refused>,
         reply_bytes: u32,
     ) -> Step {
-        let (status, detail) = match written {
+        match written {
             Ok(written) => {
                 self.counters().writes.add(1);
                 self.counters()
                     .deduplicated
                     .add(u64::from(written.deduplicated));
                 self.acknowledge(at, entry, written, reply_bytes);
-                return Step::Done;
+                Step::Done
             }
-            Err(Refused::Wait) => return Step::Stall,
-            Err(Refused::Stale(current)) => {
-                let mut completion = Completion::new(entry.user_data, Status::Stale);
-                if let Some(id) = current {
-                    completion.id = id;
-                }
-                self.finish(at, completion);
-                return Step::Done;
-            }
-            Err(Refused::Memory) => (Status::Busy, BusyReason::Memory as u32),
-            Err(Refused::NoSpace) => (Status::NoSpace, 0),
-            Err(Refused::ReadOnly) => (Status::ReadOnly, 0),
-        };
-        let mut completion = Completion::new(entry.user_data, status);
-        completion.detail = detail;
-        self.finish(at, completion);
-        Step::Done
+            Err(refused) => self.refuse(at, entry, refused),
+        }
     }
 
     /// Acknowledges a write once it has the durability that it asked for.
@@ -327,39 +310,11 @@ impl<D: Disk> Shard<D> {
         });
     }
 
-    /// Starts a large value, dropping one that the lane never ended; `false` where there are too
-    /// many.
-    fn begin_upload(&mut self, at: LaneRef, place: BranchRef, key: &[u8], total: u64) -> bool {
-        if let Some(old) = self
-            .lanes
-            .get_mut(at)
-            .and_then(|lane| lane.upload.take())
-            .map(|upload| *upload)
-        {
-            self.drop_upload(old);
-        }
-        if self.uploads >= UPLOADS_MAX {
-            return false;
-        }
-        if let Some(lane) = self.lanes.get_mut(at) {
-            self.uploads += 1;
-            let upload = Upload::new(place, key, total);
-            lane.upload = Some(Box::new(upload));
-        }
-        true
-    }
-
     fn put_back(&mut self, at: LaneRef, upload: Upload) {
         match self.lanes.get_mut(at) {
             Some(lane) => lane.upload = Some(Box::new(upload)),
             None => self.drop_upload(upload),
         }
-    }
-
-    /// Gives up what is left of a large value.
-    pub(super) fn drop_upload(&mut self, mut upload: Upload) {
-        self.uploads -= 1;
-        self.store.release_parts(&mut upload.parts);
     }
 
     fn out_of_order(&mut self, at: LaneRef, entry: &Submission, expected: u64) -> Step {

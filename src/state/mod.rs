@@ -1,9 +1,15 @@
 //! What agents' state is made of: pure structures over keys and object numbers.
 //!
-//! Floor 1: no I/O, no clock, no thread. Today it holds the working set, the map from an agent's
-//! keys to the objects they name; trees, checkpoints and branches belong here.
+//! Floor 1: no I/O, no clock, no thread. The working set is the map from an agent's keys to the
+//! objects they name; a tree is an immutable snapshot of such a map, named by the id of its root;
+//! large values are trees of chunks; a checkpoint names a tree and what it follows.
 
 pub mod checkpoint;
+pub mod chunks;
+pub mod tree;
 pub mod working_set;
+
+#[cfg(test)]
+mod chunks_tests;
 
 pub use working_set::{Held, Retired, Value, WorkingSet};

@@ -168,22 +168,6 @@ fn a_shard_that_goes_to_sleep_gets_a_frame_or_sees_the_bell() {
 }
 
 #[test]
-fn a_shard_that_leaves_the_bells_gets_a_frame_or_sees_the_bell() {
-    head_on(
-        both(small(), 0),
-        |shard| {
-            shard.clear();
-            shard.server.set_attention(Attention::Bell);
-        },
-        |lane, bells| {
-            submit(lane);
-            lane.notify(bells) == Notify::SendBell
-        },
-        |server, bells, _| server.set_attention(Attention::Knock) | !bells.settled(),
-    );
-}
-
-#[test]
 fn a_client_that_goes_to_sleep_is_woken_or_sees_the_completion() {
     let mut both = both(small(), 0);
     both.client.submit(&Submission::new(Op::Sync, 0)).unwrap();

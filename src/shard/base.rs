@@ -1,0 +1,134 @@
+//! What lies below a working set: lookups in the base tree, and the nodes they need.
+//!
+//! Floor 2. A node is taken from memory, or from a segment whose pages are in memory; one that is on the
+//! device stops the operation, which is done again from its beginning when the I/O core has read it.
+//!
+//! Invariants
+//! - a value that the tree names is an object of this shard; where it is not, the tree is damaged.
+//! - an operation that is stopped has changed nothing but what is remembered of the tree.
+
+use crate::id::ObjectId;
+use crate::segment::index::ObjectNo;
+use crate::segment::{Disk, ObjectKind, Read};
+use crate::shard::agent::BranchRef;
+use crate::shard::nodes::NodeCache;
+use crate::shard::store::{Piece, Refused, Store};
+use crate::state::Value;
+use crate::state::tree::{self, EMPTY_TREE, TreeError};
+
+impl<D: Disk> Store<D> {
+    /// What a key of a branch names, be it in its working set or in the tree below.
+    ///
+    /// # Errors
+    /// [`Refused::Cold`], [`Refused::Corrupt`].
+    #[inline]
+    pub fn lookup(&mut self, at: BranchRef, key: &[u8]) -> Result<Option<Value>, Refused> {
+        let branch = self.tables.branch(at);
+        match branch.keys.get(key) {
+            Some(held) => Ok(held.value),
+            None if branch.base == EMPTY_TREE => Ok(None),
+            None => self.lookup_base(at, key),
+        }
+    }
+
+    /// What the base tree says of a key; it is remembered in the working set, if there is memory.
+    fn lookup_base(&mut self, at: BranchRef, key: &[u8]) -> Result<Option<Value>, Refused> {
+        let root = self.tables.branch(at).base;
+        let found = self.with_nodes(|nodes| {
+            let found = tree::get(nodes, &root, key)?;
+            Ok(found.map(|value| reference(&value)))
+        })?;
+        let Some((id, bytes)) = found else {
+            return Ok(None);
+        };
+        let object = self.tables.objects.find(&id).ok_or(Refused::Corrupt)?;
+        let value = Value {
+            object: object.0,
+            bytes,
+        };
+        if self.may_remember(key.len()) && self.tables.branch_mut(at).keys.learn(key, value) {
+            self.tables.objects.acquire(object);
+            self.tables.keys += 1;
+        }
+        Ok(Some(value))
+    }
+
+    /// Runs an operation on trees, again and again while it meets nodes that are not in memory but can
+    /// be had without the device.
+    ///
+    /// # Errors
+    /// [`Refused::Cold`], [`Refused::Corrupt`].
+    pub fn with_nodes<T>(
+        &mut self,
+        mut run: impl FnMut(&NodeCache) -> Result<T, TreeError>,
+    ) -> Result<T, Refused> {
+        loop {
+            match run(&self.nodes) {
+                Ok(done) => return Ok(done),
+                Err(TreeError::Absent(id)) => self.fetch_node(&id)?,
+                Err(error) => {
+                    tracing::error!(%error, "a state tree is damaged");
+                    return Err(Refused::Corrupt);
+                }
+            }
+        }
+    }
+
+    /// Brings a node into memory.
+    pub fn fetch_node(&mut self, id: &ObjectId) -> Result<(), Refused> {
+        let no = self.tables.objects.find(id).ok_or(Refused::Corrupt)?;
+        let object = self.tables.objects.get(no);
+        let (at, kind) = (object.at, object.kind);
+        match self.log.read(&mut self.disk, at) {
+            Read::Cold => Err(Refused::Cold(no)),
+            Read::Here(stored) if kind == ObjectKind::Node && kind.id_of(stored) == *id => {
+                self.nodes.insert(id, stored);
+                Ok(())
+            }
+            Read::Here(_) => {
+                self.tables.objects.quarantine(no);
+                Err(Refused::Corrupt)
+            }
+        }
+    }
+
+    /// Takes an object that the I/O core read for an operation that was stopped; whether its bytes
+    /// are what they should be.
+    pub fn take_fetched(&mut self, no: ObjectNo, stored: &[u8]) -> bool {
+        let object = self.tables.objects.get(no);
+        if object.kind != ObjectKind::Node {
+            return self.take_cold(no, stored);
+        }
+        let id = object.id;
+        let good = ObjectId::of_node(stored) == id;
+        if good {
+            self.nodes.insert(&id, stored);
+        } else {
+            self.tables.objects.quarantine(no);
+        }
+        good
+    }
+
+    /// Copies a whole object to the end of `out`.
+    ///
+    /// # Errors
+    /// [`Refused::Cold`], [`Refused::Corrupt`].
+    pub fn read_whole(&mut self, no: ObjectNo, out: &mut Vec<u8>) -> Result<(), Refused> {
+        let bytes = self.tables.objects.get(no).at.bytes as usize;
+        match self.piece(no, 0, bytes, |chunk| out.extend_from_slice(chunk)) {
+            Piece::L2 | Piece::L3 => Ok(()),
+            Piece::Cold(_) => Err(Refused::Cold(no)),
+            Piece::Corrupt(_) => Err(Refused::Corrupt),
+        }
+    }
+}
+
+/// The id and the length of a value in a tree. A value that lies in the tree itself is an object too:
+/// that of the put that brought it.
+pub fn reference(value: &tree::Value<'_>) -> (ObjectId, u64) {
+    let id = match value {
+        tree::Value::Inline(bytes) => ObjectId::of_blob(bytes),
+        tree::Value::Blob { id, .. } | tree::Value::Chunks { id, .. } => *id,
+    };
+    (id, u64::from(value.bytes()))
+}

@@ -1,0 +1,243 @@
+//! How the tables are rebuilt at start: record by record, in the order of the log.
+//!
+//! Floor 2. Each record changes the tables as the write did that appended it; what only a run knows
+//! (forks, values that were read, lanes) is not rebuilt.
+//!
+//! Invariants
+//! - an object that a checkpoint's tree may hold stays, without any key that names it.
+//! - a record that nothing before it explains is an error: the start is refused, and nothing changed.
+
+use crate::id::{AgentNo, BranchNo, ObjectId, SegmentNo};
+use crate::segment::index::ObjectNo;
+use crate::segment::{Head, ListPayload, Location, ObjectKind, RecoveredRecord};
+use crate::shard::agent::{BranchRef, named};
+use crate::shard::tables::{Freed, Tables, TablesError};
+use crate::state::{Held, Value, WorkingSet};
+
+impl Tables {
+    /// Replays one record of the log. The last one is followed by [`Tables::finish`].
+    pub fn apply(&mut self, record: &RecoveredRecord<'_>) -> Result<(), TablesError> {
+        let sequence = record.sequence.0;
+        match record.head {
+            Head::Agent {
+                agent,
+                public,
+                name,
+            } => {
+                let next = self.agents.len();
+                match self.agents.get_mut(agent.0 as usize) {
+                    Some(known) => known.public = public,
+                    None if agent.0 as usize == next => {
+                        self.add_agent(name, public);
+                    }
+                    None => return Err(TablesError::UnknownAgent { sequence, agent }),
+                }
+            }
+            Head::Object { kind, id, kept } => {
+                let no = self.stored(record, id, kind)?;
+                if kept {
+                    self.objects.keep(no);
+                    self.objects.release(no);
+                } else {
+                    self.loose.push(no);
+                }
+            }
+            Head::Put {
+                agent,
+                branch,
+                key,
+                kind,
+                id,
+                value_bytes,
+            } => {
+                let at = self.known(sequence, agent, branch)?;
+                let object = self.stored(record, id, kind)?;
+                let value = Value {
+                    object: object.0,
+                    bytes: value_bytes,
+                };
+                let before = self.set_key(at, key, Some(value));
+                self.drop_value(before);
+            }
+            Head::Delete { agent, branch, key } => {
+                let at = self.known(sequence, agent, branch)?;
+                let before = self.set_key(at, key, None);
+                self.drop_value(before);
+            }
+            Head::Branch {
+                agent,
+                branch,
+                name,
+                head,
+                tree,
+                changes_stay,
+            } => {
+                let bad = TablesError::BadName { sequence };
+                let name = std::str::from_utf8(name).map_err(|_| bad)?;
+                let no = agent;
+                let Some(agent) = self.agents.get_mut(no.0 as usize) else {
+                    return Err(TablesError::UnknownAgent { sequence, agent });
+                };
+                let Some(known) = agent.branch_mut(branch) else {
+                    agent.set_branch(branch, name, head, tree);
+                    return Ok(());
+                };
+                let moved = known.head != head;
+                if changes_stay {
+                    known.head = head;
+                    agent.rename(branch, name);
+                    return Ok(());
+                }
+                let before = agent.set_branch(branch, name, head, tree);
+                self.settle(before.unwrap_or_default(), moved);
+            }
+            Head::BranchGone { agent, branch } => {
+                self.known(sequence, agent, branch)?;
+                if let Some(gone) = self.agent_mut(agent).remove_branch(branch) {
+                    self.settle(gone.keys, false);
+                }
+            }
+            Head::Tag {
+                agent,
+                name,
+                target,
+            } => {
+                let bad = TablesError::BadName { sequence };
+                let name = std::str::from_utf8(name).map_err(|_| bad)?;
+                let Some(known) = self.agents.get_mut(agent.0 as usize) else {
+                    return Err(TablesError::UnknownAgent { sequence, agent });
+                };
+                match target {
+                    Some(target) => _ = known.tags.insert(name.into(), target),
+                    None => _ = known.tags.remove(name),
+                }
+            }
+            Head::Synced { .. } => {}
+        }
+        Ok(())
+    }
+
+    /// Gives a working set up that a record ends; where that was a checkpoint, its tree may hold what
+    /// the set named.
+    fn settle(&mut self, set: WorkingSet, checkpointed: bool) {
+        self.keys -= set.values().count() as u64;
+        for value in set.retire() {
+            let object = ObjectNo(value.object);
+            if checkpointed {
+                self.objects.keep(object);
+            }
+            self.bury(object);
+        }
+    }
+
+    /// Ends the replay: looks up the parts of lists, whose bytes `read` fetches, and drops parts
+    /// that no list holds. A list that can't be read is quarantined, not the end of the shard.
+    pub fn finish(&mut self, mut read: impl FnMut(Location) -> Option<Vec<u8>>) {
+        for (no, at) in std::mem::take(&mut self.unread) {
+            let no = ObjectNo(no);
+            let stored =
+                read(at).filter(|stored| ObjectId::of_list(stored) == self.objects.get(no).id);
+            let parts = stored.as_deref().and_then(|stored| {
+                let list = ListPayload::decode(stored).ok()?;
+                list.parts()
+                    .map(|id| self.objects.find(&id))
+                    .collect::<Option<Box<[_]>>>()
+            });
+            match parts {
+                Some(parts) => {
+                    for &part in &parts {
+                        self.objects.acquire(part);
+                    }
+                    self.add_list(no, parts);
+                }
+                None => self.objects.quarantine(no),
+            }
+        }
+        for no in std::mem::take(&mut self.loose) {
+            self.bury(no);
+        }
+        for (no, at) in std::mem::take(&mut self.damaged) {
+            // Else it went, or was stored again.
+            if self.objects.get(no).at == at {
+                self.objects.quarantine(no);
+            }
+        }
+    }
+
+    /// Bytes of each segment that the replay found to be garbage; asked once, after
+    /// [`Tables::finish`].
+    pub fn take_dead(&mut self) -> impl Iterator<Item = (SegmentNo, u64)> {
+        std::mem::take(&mut self.dead).into_iter()
+    }
+
+    fn known(
+        &self,
+        sequence: u64,
+        agent: AgentNo,
+        branch: BranchNo,
+    ) -> Result<BranchRef, TablesError> {
+        let Some(known) = self.agents.get(agent.0 as usize) else {
+            return Err(TablesError::UnknownAgent { sequence, agent });
+        };
+        match known.branch(branch) {
+            Some(_) => Ok(BranchRef { agent, branch }),
+            None => Err(TablesError::UnknownBranch {
+                sequence,
+                agent,
+                branch,
+            }),
+        }
+    }
+
+    fn drop_value(&mut self, held: Option<Held>) {
+        if let Some(value) = named(held) {
+            self.bury(ObjectNo(value.object));
+        }
+    }
+
+    /// Gives back a reference during the replay.
+    fn bury(&mut self, no: ObjectNo) {
+        let mut freed = Freed::new();
+        self.release(no, &mut freed);
+        for (_, at) in freed {
+            *self.dead.entry(at.segment).or_default() += u64::from(at.bytes);
+        }
+    }
+
+    /// The object of a replayed record, with one more reference to it.
+    fn stored(
+        &mut self,
+        record: &RecoveredRecord<'_>,
+        id: ObjectId,
+        kind: ObjectKind,
+    ) -> Result<ObjectNo, TablesError> {
+        let (sequence, payload) = (record.sequence.0, record.payload);
+        let no = match self.objects.find(&id) {
+            Some(no) => {
+                self.objects.acquire(no);
+                // Stored again: it was garbage in between, or the older bytes were damaged.
+                if let Some(at) = payload {
+                    let before = self.objects.relocate(no, at);
+                    self.garbage_bytes += u64::from(before.bytes);
+                    *self.dead.entry(before.segment).or_default() += u64::from(before.bytes);
+                    if let Some(unread) = self.unread.get_mut(&no.0) {
+                        *unread = at;
+                    }
+                }
+                no
+            }
+            None => {
+                let at = payload.ok_or(TablesError::UnknownObject { sequence, id })?;
+                let no = self.add_object(id, kind, at);
+                if kind == ObjectKind::List {
+                    self.unread.insert(no.0, at);
+                }
+                no
+            }
+        };
+        if let Some(at) = payload.filter(|_| record.damaged) {
+            self.damaged.push((no, at));
+        }
+        Ok(no)
+    }
+}
