@@ -326,6 +326,7 @@ impl Runtime {
                 no: ShardNo(no as u16),
                 durability: config.durability,
                 group_commit_ns: config.group_commit_interval.as_nanos() as u64,
+                wall_ms: wall_ms(),
             };
             let counters = Arc::clone(&self.counters);
             let shard = Shard::new(options, store, port, Arc::clone(&commands[no]), counters);
@@ -571,6 +572,12 @@ fn warn_of_damage(shard: ShardNo, recovered: &Recovered) {
 }
 
 /// A name for a new log: nothing depends on its quality but that two differ.
+/// Milliseconds since 1970 by the system's clock: for labels only.
+fn wall_ms() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(0, |since| since.as_millis() as u64)
+}
+
 fn fresh_log_id() -> LogId {
     use std::hash::{BuildHasher, RandomState};
     LogId(RandomState::new().hash_one(std::process::id()))

@@ -26,7 +26,7 @@ const ARROWS_ALLOWED: [(&str, &str, &str); 1] =
     [("mesh", "id", "ids are the words every room speaks with")];
 
 /// Where dependencies are used: a room, or several where the seam between them is made of it.
-const DEPENDENCY_ROOMS: [(&str, &[&str]); 20] = [
+const DEPENDENCY_ROOMS: [(&str, &[&str]); 21] = [
     ("anyhow", &["cli"]),
     ("atomic_waker", &["io"]),
     ("blake3", &["id"]),

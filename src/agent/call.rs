@@ -128,6 +128,8 @@ pub enum Call<'a> {
         /// The first one.
         #[serde(borrow)]
         from: Revision<'a>,
+        /// Where to go on, instead: what the answer before ended with.
+        frontier: Vec<Id>,
         /// At most so many; 0: as many as fit.
         limit: u32,
     },
@@ -286,14 +288,22 @@ pub struct BranchInfo {
     pub changes: u64,
 }
 
-/// A checkpoint in a log.
+/// An item of a log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Logged<'a> {
-    /// Its id.
-    pub id: Id,
-    /// Its bytes, as `CHECKPOINT.md` says.
-    #[serde(borrow)]
-    pub checkpoint: &'a [u8],
+pub enum Logged<'a> {
+    /// A checkpoint.
+    Entry {
+        /// Its id.
+        id: Id,
+        /// Its bytes, as `CHECKPOINT.md` says.
+        #[serde(borrow)]
+        checkpoint: &'a [u8],
+    },
+    /// One of those at which the log goes on; they come last.
+    Next {
+        /// Its id.
+        id: Id,
+    },
 }
 
 /// A tag.

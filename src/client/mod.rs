@@ -24,6 +24,6 @@ pub use lane::Lane;
 pub use reply::{Expect, Found, Page, PutOptions, Reply, ScannedKey, Stat, Ticket, Written};
 pub use session::{Attach, AttachedLane, Connection, Session};
 pub use versions::{
-    BranchInfo, Checkpointed, KeyDifference, Listed, LogEntry, MergeConflict, Merged,
+    BranchInfo, Checkpointed, KeyDifference, Listed, LogEntry, LogPage, MergeConflict, Merged,
     NewCheckpoint, On, ValueRef,
 };

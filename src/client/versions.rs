@@ -95,6 +95,15 @@ pub struct LogEntry {
     pub pairs: Vec<(String, String)>,
 }
 
+/// Some of a log.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LogPage {
+    /// The checkpoints, each after all that follow it.
+    pub entries: Vec<LogEntry>,
+    /// Where the log goes on: nothing at its end. For [`Lane::log_after`].
+    pub next: Vec<ObjectId>,
+}
+
 /// A value in a difference or a conflict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ValueRef {
@@ -307,12 +316,32 @@ impl Lane {
     }
 
     /// Lists a checkpoint and those that it follows, each after all that follow it; at most `limit`, 0: as
-    /// many as one reply holds. The page after begins at [`Revision::Checkpoint`] of the last one.
+    /// many as one reply holds.
     ///
     /// # Errors
     /// [`ClientError::NoSuchRevision`].
-    pub fn log(&mut self, from: Revision<'_>, limit: u32) -> Result<Listed<LogEntry>, ClientError> {
-        self.ask_list(&Call::Log { from, limit }, |answer| all(answer, log_entry))
+    pub fn log(&mut self, from: Revision<'_>, limit: u32) -> Result<LogPage, ClientError> {
+        let frontier = Vec::new();
+        self.ask_log(&Call::Log {
+            from,
+            frontier,
+            limit,
+        })
+    }
+
+    /// The page of a log after one.
+    ///
+    /// # Errors
+    /// As [`Lane::log`].
+    pub fn log_after(&mut self, page: &LogPage, limit: u32) -> Result<LogPage, ClientError> {
+        if page.next.is_empty() {
+            return Ok(LogPage::default());
+        }
+        self.ask_log(&Call::Log {
+            from: Revision::Empty,
+            frontier: page.next.iter().map(|id| *id.as_bytes()).collect(),
+            limit,
+        })
     }
 
     /// Names a checkpoint; with `force` even if the name names another one.
@@ -423,6 +452,21 @@ impl Lane {
                 },
                 call::Merged::Merged(made) => Merged::Merged(checkpointed(completion, made)?),
             })
+        })
+    }
+
+    fn ask_log(&mut self, call: &Call<'_>) -> Result<LogPage, ClientError> {
+        self.ask(call, None, PAGE_BYTES, |_, answer| {
+            let mut page = LogPage::default();
+            for item in call::items(answer) {
+                match item.map_err(|_| ClientError::BadReply)? {
+                    Logged::Entry { id, checkpoint } => {
+                        page.entries.push(log_entry(id, checkpoint)?);
+                    }
+                    Logged::Next { id } => page.next.push(ObjectId::from_bytes(id)),
+                }
+            }
+            Ok(page)
         })
     }
 
@@ -538,11 +582,11 @@ fn value_ref(info: ValueInfo) -> ValueRef {
     }
 }
 
-fn log_entry(logged: Logged<'_>) -> Result<LogEntry, ClientError> {
-    let found = Checkpoint::decode(logged.checkpoint).map_err(|_| ClientError::BadReply)?;
+fn log_entry(id: Id, checkpoint: &[u8]) -> Result<LogEntry, ClientError> {
+    let found = Checkpoint::decode(checkpoint).map_err(|_| ClientError::BadReply)?;
     let pairs = found.metadata.pairs();
     Ok(LogEntry {
-        id: ObjectId::from_bytes(logged.id),
+        id: ObjectId::from_bytes(id),
         tree: found.tree,
         parents: found.parents.iter().collect(),
         agent: String::from_utf8_lossy(found.agent).into_owned(),

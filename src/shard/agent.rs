@@ -32,6 +32,22 @@ pub struct BranchRef {
     pub branch: BranchNo,
 }
 
+impl BranchRef {
+    /// Whether it is a fork, of which the log knows values and nothing else.
+    #[must_use]
+    #[inline]
+    pub fn is_fork(self) -> bool {
+        is_fork(self.branch)
+    }
+}
+
+/// Whether a number is that of a fork.
+#[must_use]
+#[inline]
+pub const fn is_fork(branch: BranchNo) -> bool {
+    branch.0 >= FORK_NUMBERS
+}
+
 /// One branch, or one fork.
 #[derive(Debug)]
 pub struct Branch {

@@ -13,11 +13,11 @@
 //! - an append that has to wait (for a flush, for the next segment) leaves what it appended so far: the
 //!   same commit, begun again, finds it and goes on.
 
-use crate::id::{BranchNo, ObjectId};
+use crate::id::ObjectId;
 use crate::segment::index::ObjectNo;
 use crate::segment::{Disk, ObjectKind, Record, Sequence};
 use crate::shard::agent::BranchRef;
-use crate::shard::store::{Refused, Store};
+use crate::shard::store::{Refused, Store, refused};
 use crate::state::checkpoint::{self, Checkpoint, Metadata, NewCheckpoint, PARENTS_MAX};
 use crate::state::tree::{self, Changes, INLINE_BYTES_MAX, TreeWriter};
 
@@ -90,6 +90,27 @@ impl<D: Disk> Store<D> {
         asked: &Asked<'_>,
     ) -> Result<Prepared, Refused> {
         let mut commits = std::mem::take(&mut self.commits);
+        let branch = self.tables.branch_mut(at);
+        branch.keys.sort_changes(&mut commits.places);
+        let collected = self.collect_changes(at, &mut commits);
+        let prepared = collected.and_then(|()| self.prepare(at, asked, &mut commits));
+        self.commits = commits;
+        prepared
+    }
+
+    /// Appends everything that a merge takes: these changes to the branch, which has none of its own.
+    ///
+    /// # Errors
+    /// As [`Store::prepare_checkpoint`].
+    pub fn prepare_merge(
+        &mut self,
+        at: BranchRef,
+        asked: &Asked<'_>,
+        changes: &Changes,
+    ) -> Result<Prepared, Refused> {
+        let mut commits = std::mem::take(&mut self.commits);
+        commits.places.clear();
+        commits.changes.clone_from(changes);
         let prepared = self.prepare(at, asked, &mut commits);
         self.commits = commits;
         prepared
@@ -101,13 +122,11 @@ impl<D: Disk> Store<D> {
         asked: &Asked<'_>,
         commits: &mut Commits,
     ) -> Result<Prepared, Refused> {
-        let branch = self.tables.branch_mut(at);
+        let branch = self.tables.branch(at);
         let (head, base) = (branch.head, branch.base);
         if asked.expect.is_some_and(|expected| expected != head) {
             return Err(Refused::StaleHead(head));
         }
-        branch.keys.sort_changes(&mut commits.places);
-        self.collect_changes(at, commits)?;
         let Commits {
             writer, changes, ..
         } = commits;
@@ -308,6 +327,74 @@ impl<D: Disk> Store<D> {
         Ok(())
     }
 
+    /// Appends what makes a branch of a fork: its record, and one for each change.
+    ///
+    /// # Errors
+    /// As [`Store::prepare_checkpoint`].
+    pub fn append_kept_fork(
+        &mut self,
+        fork: BranchRef,
+        kept: BranchRef,
+        name: &str,
+    ) -> Result<Sequence, Refused> {
+        let mut places = std::mem::take(&mut self.commits.places);
+        let branch = self.tables.branch_mut(fork);
+        branch.keys.sort_changes(&mut places);
+        let (head, base) = (branch.head, branch.base);
+        let bytes: usize = places
+            .iter()
+            .map(|&place| Record::put_bytes(branch.keys.at(place).0.len(), 0))
+            .sum();
+        let appended = self
+            .ready(bytes, false)
+            .and_then(|()| self.append_branch(kept, Some(name), head, base, false))
+            .and_then(|sequence| self.append_changes(fork, kept, &places, sequence));
+        self.commits.places = places;
+        appended
+    }
+
+    fn append_changes(
+        &mut self,
+        fork: BranchRef,
+        kept: BranchRef,
+        places: &[u32],
+        mut sequence: Sequence,
+    ) -> Result<Sequence, Refused> {
+        for &place in places {
+            let (key, held) = self.tables.branch(fork).keys.at(place);
+            let (agent, branch) = (kept.agent, kept.branch);
+            let record = match held.value {
+                None => Record::Delete { agent, branch, key },
+                Some(value) => {
+                    let object = self.tables.objects.get(ObjectNo(value.object));
+                    Record::Put {
+                        agent,
+                        branch,
+                        key,
+                        kind: object.kind,
+                        id: object.id,
+                        value_bytes: value.bytes,
+                        payload: None,
+                    }
+                }
+            };
+            sequence = self.log.append(&record).map_err(refused)?.sequence;
+        }
+        Ok(sequence)
+    }
+
+    /// Makes a branch of a fork: its records were flushed.
+    pub fn kept(&mut self, fork: BranchRef, kept: BranchRef, name: &str) {
+        let agent = self.tables.agent_mut(fork.agent);
+        let Some(gone) = agent.remove_branch(fork.branch) else {
+            return;
+        };
+        agent.set_branch(kept.branch, name, gone.head, gone.base);
+        if let Some(branch) = agent.branch_mut(kept.branch) {
+            branch.keys = gone.keys;
+        }
+    }
+
     /// Gives a branch another head and base, with nothing changed: its record was flushed. What its
     /// working set knew is given up bit by bit.
     pub fn moved(&mut self, at: BranchRef, name: &str, head: Option<ObjectId>, tree: ObjectId) {
@@ -331,16 +418,19 @@ impl<D: Disk> Store<D> {
                 return false;
             };
             match set.next() {
-                Some(value) => self.release(ObjectNo(value.object)),
+                Some(value) => {
+                    self.tables.keys -= 1;
+                    self.release(ObjectNo(value.object));
+                }
                 None => _ = self.retired.pop_front(),
             }
         }
         !self.retired.is_empty()
     }
 
-    /// Whether a branch's name or number is that of a fork.
+    /// Whether sets that were given up still hold something.
     #[must_use]
-    pub fn is_fork(branch: BranchNo) -> bool {
-        branch.0 >= crate::shard::agent::FORK_NUMBERS
+    pub fn has_retired(&self) -> bool {
+        !self.retired.is_empty()
     }
 }

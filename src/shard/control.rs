@@ -23,7 +23,7 @@ use crate::agent::socket::FrameSocket;
 use crate::cache::WindowWriter;
 use crate::id::{AgentNo, LaneNo, SessionNo, ShardNo};
 use crate::segment::{Disk, Sequence};
-use crate::shard::agent::MAIN;
+use crate::shard::agent::{BranchRef, MAIN};
 use crate::shard::lanes::{Lane, LaneRef};
 use crate::shard::store::Refused;
 use crate::shard::{COMMANDS_PER_TURN, Shard, Step};
@@ -355,6 +355,11 @@ impl<D: Disk> Shard<D> {
         if let Some(branch) = agent.branch_mut(lane.branch) {
             branch.lanes -= 1;
         }
+        for &branch in &lane.forks {
+            let agent = lane.agent;
+            self.store.removed(BranchRef { agent, branch });
+        }
+        let agent = self.store.tables.agent_mut(lane.agent);
         if agent.lanes == 0 {
             agent.window_fd = None;
             if let Some(mut window) = agent.window.take() {

@@ -12,6 +12,7 @@
 //!   that closed finds nothing.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use crate::agent::Attention;
@@ -20,7 +21,7 @@ use crate::agent::entry::Submission;
 use crate::agent::frame::Frame;
 use crate::agent::server_lane::{ServerLane, WakeKind};
 use crate::agent::socket::FrameSocket;
-use crate::id::{AgentNo, BranchNo, LaneNo, SessionNo};
+use crate::id::{AgentNo, BranchNo, LaneNo, SessionNo, View};
 use crate::segment::index::ObjectNo;
 use crate::shard::agent::{BranchRef, MAIN};
 
@@ -82,6 +83,8 @@ pub struct Lane {
     pub socket: Option<Arc<FrameSocket>>,
     /// An operation that could not be applied yet: it goes first.
     pub stalled: Option<Submission>,
+    /// Forks that it owns.
+    pub forks: Vec<BranchNo>,
     /// A large value on its way in.
     pub upload: Option<Box<Upload>>,
     /// It is among those to be looked at again.
@@ -126,6 +129,7 @@ pub struct Lanes {
     free: Vec<u32>,
     sessions: Vec<Session>,
     session_at: HashMap<SessionNo, usize>,
+    of_agent: HashMap<AgentNo, Vec<u32>>,
     polled: Vec<u32>,
     next_session: usize,
     services: u64,
@@ -172,6 +176,7 @@ impl Lanes {
             no,
             socket,
             stalled: None,
+            forks: Vec::new(),
             upload: None,
             queued: false,
             touched: false,
@@ -187,6 +192,7 @@ impl Lanes {
             self.slots.len() as u32 - 1
         });
         self.slots[index as usize].lane = Some(lane);
+        self.of_agent.entry(agent).or_default().push(index);
         self.count += 1;
         let lanes = &mut self.sessions[self.session_at[&session]].lanes;
         let at = no.0 as usize;
@@ -230,6 +236,12 @@ impl Lanes {
         slot.generation = slot.generation.wrapping_add(1);
         self.free.push(index);
         self.polled.retain(|&polled| polled != index);
+        if let Entry::Occupied(mut lanes) = self.of_agent.entry(lane.agent) {
+            lanes.get_mut().retain(|&other| other != index);
+            if lanes.get().is_empty() {
+                lanes.remove();
+            }
+        }
         self.count -= 1;
         Some(*lane)
     }
@@ -341,6 +353,20 @@ impl Lanes {
                     index,
                     generation: slot.generation,
                 });
+            }
+        }
+    }
+
+    /// Lets every lane on a branch read the window in another view from now on.
+    pub fn set_view(&mut self, place: BranchRef, view: View) {
+        let Some(lanes) = self.of_agent.get(&place.agent) else {
+            return;
+        };
+        for &index in lanes {
+            if let Some(lane) = &mut self.slots[index as usize].lane
+                && lane.branch == place.branch
+            {
+                lane.ring.set_view(view);
             }
         }
     }

@@ -28,13 +28,16 @@ mod base;
 mod call;
 pub mod commit;
 mod control;
+mod history;
 mod lanes;
+mod merge;
 pub mod nodes;
 mod parked;
 mod peer;
 mod pending;
 mod read;
 mod replay;
+mod scan;
 pub mod store;
 pub mod tables;
 mod uploads;
@@ -71,6 +74,8 @@ const ENTRIES_PER_SERVICE: usize = 16;
 const COMMANDS_PER_TURN: usize = 8;
 /// Messages of other shards taken in one turn.
 const MESSAGES_PER_TURN: usize = 32;
+/// Entries of working sets given up in one turn, of branches that moved.
+const RETIRED_PER_TURN: usize = 64;
 /// Values put into windows in one turn; more are left to the next use.
 const FILLS_PER_TURN: usize = 64;
 /// Unsynced bytes that start a sync nobody asked for.
@@ -94,6 +99,8 @@ pub struct ShardOptions {
     pub durability: Durability,
     /// How long a power-safe write may wait for company, in nanoseconds.
     pub group_commit_ns: u64,
+    /// Milliseconds since 1970 when the shard's time began.
+    pub wall_ms: u64,
 }
 
 /// Whether an operation is over.
@@ -164,6 +171,8 @@ pub struct Shard<D> {
     fills: Vec<Fill>,
     fill_keys: Vec<u8>,
     scratch: Scratch,
+    /// The answer of a call in the making.
+    answer: Vec<u8>,
     /// Entries whose objects were read: to be begun again.
     resumed: Vec<(LaneRef, Submission)>,
     unsent: VecDeque<(ShardNo, PeerMessage)>,
@@ -212,6 +221,7 @@ impl<D: Disk> Shard<D> {
             fills: Vec::with_capacity(FILLS_PER_TURN),
             fill_keys: Vec::with_capacity(FILLS_PER_TURN * 64),
             scratch: Scratch::default(),
+            answer: Vec::new(),
             resumed: Vec::new(),
             unsent: VecDeque::new(),
             lost_peers: Vec::new(),
@@ -267,6 +277,8 @@ impl<D: Disk> Shard<D> {
     /// Whether a step would find work: asked after the sleeping flag went up, before sleeping.
     pub fn has_work(&self) -> bool {
         !self.again.is_empty()
+            || !self.resumed.is_empty()
+            || self.store.has_retired()
             || !self.unsent.is_empty()
             || !self.commands.is_empty()
             || self.deferred.is_some()
@@ -393,6 +405,12 @@ impl<D: Disk> Shard<D> {
             self.finish(at, Completion::new(entry.user_data, Status::ShuttingDown));
             return Step::Done;
         }
+        let mut entry = *entry;
+        if entry.branch.is_some_and(agent::is_fork) && entry.op != Op::Call {
+            // A fork ends with its lane, and with the runtime at the latest: the answer says so.
+            entry.durability = Some(Durability::Volatile);
+        }
+        let entry = &entry;
         match entry.op {
             Op::Get => self.get(at, entry, scratch),
             Op::GetFrom => self.get_from(at, entry, scratch),
@@ -461,8 +479,11 @@ impl<D: Disk> Shard<D> {
     /// Flushes once for the whole turn, then lets everybody know.
     fn end_turn(&mut self) {
         if self.must_flush {
-            self.flush();
+            // Whoever waits for it was told.
+            let _ = self.flush();
         }
+        self.store.retire_some(RETIRED_PER_TURN);
+        self.store.nodes.trim();
         self.drive_log();
         self.wake_touched();
         self.fill_windows();
@@ -471,8 +492,9 @@ impl<D: Disk> Shard<D> {
         }
     }
 
-    fn flush(&mut self) {
+    fn flush(&mut self) -> Result<(), (Status, u32)> {
         self.must_flush = false;
+        let mut outcome = Ok(());
         let flushed = self.store.flush();
         self.counters().flushes.add(1);
         let mut staged = std::mem::take(&mut self.staged);
@@ -509,6 +531,7 @@ impl<D: Disk> Shard<D> {
             Flushed::Undone(error) => {
                 tracing::error!(shard = self.options.no.0, %error, "a flush failed");
                 let (status, detail) = write::flush_status(&error);
+                outcome = Err((status, detail));
                 for Staged {
                     lane,
                     completion,
@@ -529,6 +552,12 @@ impl<D: Disk> Shard<D> {
             }
         }
         self.staged = staged;
+        outcome
+    }
+
+    /// Milliseconds since 1970, for labels.
+    fn wall_ms(&self) -> u64 {
+        self.options.wall_ms + self.now / 1_000_000
     }
 
     /// Keeps a completion until the device has its record.

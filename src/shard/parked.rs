@@ -119,11 +119,13 @@ impl<D: Disk> Shard<D> {
         let mut resumed = std::mem::take(&mut self.resumed);
         let some = !resumed.is_empty();
         for (at, entry) in resumed.drain(..) {
-            if self.lanes.get_mut(at).is_some() {
-                self.carry_out(at, entry);
+            match self.lanes.get_mut(at) {
+                Some(lane) if lane.stalled.is_none() => _ = self.carry_out(at, entry),
+                // The entry that it stalls on goes first: there is room for one.
+                Some(_) => self.resumed.push((at, entry)),
+                None => {}
             }
         }
-        // What was parked anew waits for the I/O core, not for this list.
         resumed.append(&mut self.resumed);
         self.resumed = resumed;
         some

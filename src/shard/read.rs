@@ -130,48 +130,6 @@ impl<D: Disk> Shard<D> {
         Step::Done
     }
 
-    pub(super) fn scan(&mut self, at: LaneRef, entry: &Submission, scratch: &mut Scratch) -> Step {
-        let Some(place) = self.take_input(at, entry, scratch) else {
-            return Step::Done;
-        };
-        let Some(lane) = self.lanes.get_mut(at) else {
-            return Step::Done;
-        };
-        let limit = if entry.arg0 == 0 {
-            usize::MAX
-        } else {
-            entry.arg0 as usize
-        };
-        let mut completion = Completion::new(entry.user_data, Status::Ok);
-        let tables = &mut self.store.tables;
-        let branch = tables.agents[place.agent.0 as usize].branch_mut(place.branch);
-        let keys = &mut branch.expect("a branch that was checked").keys;
-        let found = keys.scan(&scratch.key, &scratch.value);
-        let found = found.filter_map(|(key, held)| Some((key, held.value?)));
-        for (no, (key, value)) in found.enumerate() {
-            let needed = (packed::SCAN_HEAD_BYTES + key.len()) as u32;
-            let full = completion.reply_bytes + needed > entry.reply.len;
-            if no >= limit || full {
-                completion.more = true;
-                if full && no == 0 {
-                    completion.status = Status::ReplyTooSmall;
-                    completion.detail = needed;
-                }
-                break;
-            }
-            let id = tables.objects.get(ObjectNo(value.object)).id;
-            let head = packed::scan_head(key.len() as u16, value.bytes as u32, &id);
-            lane.ring
-                .write_reply(entry.reply, completion.reply_bytes, &head);
-            let key_at = completion.reply_bytes + packed::SCAN_HEAD_BYTES as u32;
-            lane.ring.write_reply(entry.reply, key_at, key);
-            completion.reply_bytes += needed;
-            completion.value_bytes += 1;
-        }
-        self.finish(at, completion);
-        Step::Done
-    }
-
     pub(super) fn multi_get(
         &mut self,
         at: LaneRef,

@@ -115,6 +115,17 @@ enum Undo {
     Public { agent: AgentNo, before: bool },
 }
 
+/// A value that a key is to name.
+struct NamedValue<'a> {
+    at: BranchRef,
+    key: &'a [u8],
+    kind: ObjectKind,
+    id: ObjectId,
+    value_bytes: u64,
+    /// Its bytes, if they are not stored yet.
+    payload: Option<&'a [u8]>,
+}
+
 /// Tables, log, caches and disk of one shard.
 pub struct Store<D> {
     /// Agents, keys, objects.
@@ -278,16 +289,14 @@ impl<D: Disk> Store<D> {
             None => (None, false),
         };
         let value_bytes = payload.len() as u64;
-        let record = Record::Put {
-            agent: at.agent,
-            branch: at.branch,
+        let appended = self.append_named(&NamedValue {
+            at,
             key,
             kind: ObjectKind::Blob,
             id,
             value_bytes,
             payload: (!stored).then_some(payload),
-        };
-        let appended = self.log.append(&record).map_err(refused)?;
+        })?;
         let object = object.unwrap_or_else(|| {
             self.tables
                 .add_object(id, ObjectKind::Blob, appended.payload)
@@ -368,16 +377,14 @@ impl<D: Disk> Store<D> {
     ) -> Result<Written, Refused> {
         let id = ObjectId::of_list(payload);
         let known = self.sound_list(&id);
-        let record = Record::Put {
-            agent: at.agent,
-            branch: at.branch,
+        let appended = self.append_named(&NamedValue {
+            at,
             key,
             kind: ObjectKind::List,
             id,
             value_bytes,
             payload: known.is_none().then_some(payload),
-        };
-        let appended = self.log.append(&record).map_err(refused)?;
+        })?;
         let object = match known {
             Some(object) => {
                 self.tables.objects.acquire(object);
@@ -424,20 +431,53 @@ impl<D: Disk> Store<D> {
         Some(list)
     }
 
+    /// Appends the record that lets a key name a value. Of a fork the log gets the value alone: nobody
+    /// asks for its keys after the run.
+    fn append_named(&mut self, named: &NamedValue<'_>) -> Result<Appended, Refused> {
+        let NamedValue {
+            at,
+            key,
+            kind,
+            id,
+            value_bytes,
+            payload,
+        } = *named;
+        let record = if at.is_fork() {
+            Record::Object {
+                kind,
+                id,
+                kept: false,
+                payload,
+            }
+        } else {
+            Record::Put {
+                agent: at.agent,
+                branch: at.branch,
+                key,
+                kind,
+                id,
+                value_bytes,
+                payload,
+            }
+        };
+        self.append(&record)
+    }
+
     /// Removes a key; `None` where it was not there.
     pub fn delete(&mut self, at: BranchRef, key: &[u8]) -> Result<Option<Sequence>, Refused> {
         if self.lookup(at, key)?.is_none() {
             return Ok(None);
         }
-        let record = Record::Delete {
-            agent: at.agent,
-            branch: at.branch,
-            key,
+        let sequence = if at.is_fork() {
+            self.log.last()
+        } else {
+            let (agent, branch) = (at.agent, at.branch);
+            self.append(&Record::Delete { agent, branch, key })?
+                .sequence
         };
-        let appended = self.log.append(&record).map_err(refused)?;
         let before = self.tables.set_key(at, key, None);
         self.remember(at, key, before);
-        Ok(Some(appended.sequence))
+        Ok(Some(sequence))
     }
 
     /// Adds an agent, or marks a known one public or private; its number.
@@ -585,6 +625,15 @@ impl<D: Disk> Store<D> {
                 before,
             } => {
                 let key = &self.undo_keys[from as usize..to as usize];
+                if self.tables.agent(at.agent).branch(at.branch).is_none() {
+                    // A fork that was dropped since: what it named goes with it.
+                    if let Some(before) = named(before) {
+                        self.tables.objects.unpin(ObjectNo(before.object));
+                        self.tables
+                            .release(ObjectNo(before.object), &mut self.freed);
+                    }
+                    return;
+                }
                 // A volatile write was acknowledged, and may have entered the window.
                 self.tables.agent_mut(at.agent).invalidate(at.branch, key);
                 if let Some(before) = named(before) {
@@ -674,7 +723,7 @@ fn slice_chunks<'a>(
     }
 }
 
-fn refused(error: LogError) -> Refused {
+pub(super) fn refused(error: LogError) -> Refused {
     match error {
         LogError::NotReady(NotReady::Wait) => Refused::Wait,
         LogError::NotReady(NotReady::Failed(DiskError::NoSpace)) => Refused::NoSpace,

@@ -14,13 +14,22 @@ use crate::agent::client_lane::ClientLane;
 use crate::agent::layout::{LaneSizes, PART_BYTES_MAX};
 use crate::agent::server_lane::ServerLane;
 use crate::cache::L2;
-use crate::id::{LaneNo, ObjectId, SessionNo, View};
+use crate::id::{AgentNo, LaneNo, ObjectId, SessionNo, View};
 use crate::mesh::mesh;
 use crate::segment::memory::{FailedWrite, MemoryDisk, Random};
 use crate::segment::{DiskError, Log, LogConfig, LogId, recover};
+use crate::shard::agent::{BranchRef, MAIN};
 use crate::shared::SharedMemory;
 
 const SEGMENT_BYTES: u32 = 1 << 20;
+
+/// The main branch of the first agent.
+fn main_of_first() -> BranchRef {
+    BranchRef {
+        agent: AgentNo(0),
+        branch: MAIN,
+    }
+}
 
 /// A shard, and one client of it.
 struct World {
@@ -62,6 +71,7 @@ impl World {
             no,
             durability: Durability::Process,
             group_commit_ns: 0,
+            wall_ms: 0,
         };
         let commands = Arc::new(ArrayQueue::new(16));
         let port = mesh(1, 4).pop().unwrap();
@@ -251,7 +261,7 @@ impl World {
         let mut wanted: BTreeMap<u32, u32> = BTreeMap::new();
         let mut keys = 0;
         for agent in &tables.agents {
-            for value in agent.keys.values() {
+            for value in agent.all_branches().flat_map(|branch| branch.keys.values()) {
                 *wanted.entry(value.object).or_default() += 1;
                 keys += 1;
             }
@@ -693,7 +703,12 @@ fn damage_that_a_start_finds_is_an_error_of_its_values_only() {
     let large = vec![8; 100_000];
     world.put_large(b"large", &large, Durability::Power);
     world.put(b"behind", b"fine");
-    let no = world.shard.store.value(AgentNo(0), b"bad").unwrap().object;
+    let no = world
+        .shard
+        .store
+        .value(main_of_first(), b"bad")
+        .unwrap()
+        .object;
     let at = world.shard.store.tables.objects.get(ObjectNo(no)).at;
     world.disk().bytes_mut(at.segment)[at.offset as usize + 77] ^= 4;
     let mut world = world.restarted(0);
@@ -718,7 +733,7 @@ fn damage_that_a_start_finds_is_an_error_of_its_values_only() {
         let list = world
             .shard
             .store
-            .value(AgentNo(0), b"large")
+            .value(main_of_first(), b"large")
             .unwrap()
             .object;
         let part = tables.lists[&list][0];
@@ -767,7 +782,12 @@ fn bytes_that_only_this_run_holds_back_are_stored_again() {
     assert!(world.get(b"f").unwrap() == large);
 
     // A cold read under way holds the old value back.
-    let no = world.shard.store.value(AgentNo(0), b"b").unwrap().object;
+    let no = world
+        .shard
+        .store
+        .value(main_of_first(), b"b")
+        .unwrap()
+        .object;
     let segment = world
         .shard
         .store
@@ -836,7 +856,7 @@ fn a_large_value_whose_list_is_damaged_is_an_error() {
     let mut world = World::new(0);
     let large: Vec<u8> = (0..200_000_u32).map(|i| (i * 7) as u8).collect();
     world.put_large(b"big", &large, Durability::Process);
-    let value = world.shard.store.value(AgentNo(0), b"big").unwrap();
+    let value = world.shard.store.value(main_of_first(), b"big").unwrap();
     let at = world
         .shard
         .store

@@ -5,7 +5,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::id::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
+use crate::id::{BranchNo, KEY_BYTES_MAX, VALUE_BYTES_MAX};
 use crate::segment::footer::{Footer, Trailer};
 use crate::segment::format::{
     BadHeader, Invalid, RECORD_BYTES_MAX, SYNCED_BYTES, SegmentHeader, decode, encode, synced_at,
@@ -87,6 +87,7 @@ proptest! {
 fn limits_are_the_formats() {
     let key = vec![7; KEY_BYTES_MAX + 1];
     let delete = |length: usize| Record::Delete {
+        branch: BranchNo(0),
         agent: AgentNo(1),
         key: &key[..length],
     };
@@ -94,7 +95,8 @@ fn limits_are_the_formats() {
     assert!(!delete(KEY_BYTES_MAX + 1).within_limits());
     let payload = vec![0; super::super::format::PAYLOAD_BYTES_MAX + 1];
     let object = |length: usize| Record::Object {
-        kind: ValueKind::Blob,
+        kept: false,
+        kind: ObjectKind::Blob,
         id: ObjectId::of_blob(b""),
         payload: Some(&payload[..length]),
     };
@@ -199,6 +201,7 @@ fn a_valid_record_of_an_unknown_kind_is_told_apart() {
     let mut bytes = Vec::new();
     encode(
         &Record::Delete {
+            branch: BranchNo(0),
             agent: AgentNo(1),
             key: b"k",
         },

@@ -8,13 +8,13 @@ mod damage;
 mod layout;
 mod recovery;
 
-use crate::id::{AgentNo, ObjectId, SegmentNo, ShardNo};
+use crate::id::{AgentNo, BranchNo, ObjectId, SegmentNo, ShardNo};
 
 use super::format::PART_BYTES_MAX;
 use super::memory::{MemoryDisk, Random};
 use super::{
-    Head, Log, LogConfig, LogEvent, LogId, LogStart, NotReady, Record, RecoverError, Recovered,
-    SegmentFiles, Sequence, ValueKind, recover,
+    Head, Log, LogConfig, LogEvent, LogId, LogStart, NotReady, ObjectKind, Record, RecoverError,
+    Recovered, SegmentFiles, Sequence, recover,
 };
 
 const SHARD: ShardNo = ShardNo(3);
@@ -29,11 +29,19 @@ const CONFIG: LogConfig = LogConfig {
 #[derive(Clone, PartialEq, Eq, Debug)]
 enum Owned {
     Agent(u32, bool, Vec<u8>),
-    Put(u32, Vec<u8>, ValueKind, ObjectId, u64, Option<Vec<u8>>),
+    Put(u32, Vec<u8>, ObjectKind, ObjectId, u64, Option<Vec<u8>>),
     Delete(u32, Vec<u8>),
-    Object(ValueKind, ObjectId, Vec<u8>),
+    Object(ObjectKind, ObjectId, Vec<u8>),
     /// Appended by the log itself.
     Synced(u64),
+    Branch(u32, Vec<u8>, Option<ObjectId>, ObjectId, bool),
+    BranchGone(u32),
+    Tag(u32, Vec<u8>, Option<ObjectId>),
+}
+
+/// The branch that records of an agent are about here.
+fn branch_of(agent: u32) -> BranchNo {
+    BranchNo(agent % 3)
 }
 
 impl Owned {
@@ -43,7 +51,7 @@ impl Owned {
         Self::Put(
             agent,
             key.to_vec(),
-            ValueKind::Blob,
+            ObjectKind::Blob,
             id,
             bytes,
             Some(value.to_vec()),
@@ -59,6 +67,7 @@ impl Owned {
             },
             Self::Put(agent, key, kind, id, value_bytes, payload) => Record::Put {
                 agent: AgentNo(*agent),
+                branch: branch_of(*agent),
                 key,
                 kind: *kind,
                 id: *id,
@@ -67,12 +76,31 @@ impl Owned {
             },
             Self::Delete(agent, key) => Record::Delete {
                 agent: AgentNo(*agent),
+                branch: branch_of(*agent),
                 key,
             },
             Self::Object(kind, id, payload) => Record::Object {
                 kind: *kind,
                 id: *id,
+                kept: payload.len() % 2 == 1,
                 payload: Some(payload),
+            },
+            Self::Branch(agent, name, head, tree, changes_stay) => Record::Branch {
+                agent: AgentNo(*agent),
+                branch: branch_of(*agent),
+                name,
+                head: *head,
+                tree: *tree,
+                changes_stay: *changes_stay,
+            },
+            Self::BranchGone(agent) => Record::BranchGone {
+                agent: AgentNo(*agent),
+                branch: branch_of(*agent),
+            },
+            Self::Tag(agent, name, target) => Record::Tag {
+                agent: AgentNo(*agent),
+                name,
+                target: *target,
             },
             Self::Synced(upto) => Record::Synced {
                 log_id: CONFIG.log_id,
@@ -90,13 +118,44 @@ impl Owned {
             } => Self::Agent(agent.0, public, name.to_vec()),
             Head::Put {
                 agent,
+                branch,
                 key,
                 kind,
                 id,
                 value_bytes,
-            } => Self::Put(agent.0, key.to_vec(), kind, id, value_bytes, payload),
-            Head::Delete { agent, key } => Self::Delete(agent.0, key.to_vec()),
-            Head::Object { kind, id } => Self::Object(kind, id, payload.unwrap()),
+            } => {
+                assert_eq!(branch, branch_of(agent.0));
+                Self::Put(agent.0, key.to_vec(), kind, id, value_bytes, payload)
+            }
+            Head::Delete { agent, branch, key } => {
+                assert_eq!(branch, branch_of(agent.0));
+                Self::Delete(agent.0, key.to_vec())
+            }
+            Head::Object { kind, id, kept } => {
+                let payload = payload.unwrap();
+                assert_eq!(kept, payload.len() % 2 == 1);
+                Self::Object(kind, id, payload)
+            }
+            Head::Branch {
+                agent,
+                branch,
+                name,
+                head,
+                tree,
+                changes_stay,
+            } => {
+                assert_eq!(branch, branch_of(agent.0));
+                Self::Branch(agent.0, name.to_vec(), head, tree, changes_stay)
+            }
+            Head::BranchGone { agent, branch } => {
+                assert_eq!(branch, branch_of(agent.0));
+                Self::BranchGone(agent.0)
+            }
+            Head::Tag {
+                agent,
+                name,
+                target,
+            } => Self::Tag(agent.0, name.to_vec(), target),
             Head::Synced { upto } => Self::Synced(upto.0),
         }
     }
@@ -109,17 +168,24 @@ impl Owned {
         let agent = random.below(9) as u32;
         let bound = [1, 300, 5000, PART_BYTES_MAX + 1][random.below(4)];
         let key = bytes(random, 40);
-        match random.below(8) {
+        let id = |random: &mut Random| ObjectId::of_blob(&random.next().to_le_bytes());
+        let head = agent.is_multiple_of(2).then(|| id(random));
+        match random.below(11) {
+            8 => Self::Branch(agent, key, head, id(random), agent < 4),
+            9 => Self::BranchGone(agent),
+            10 => Self::Tag(agent, key, head),
             0 => Self::Agent(agent, agent < 5, key),
             1 => Self::Delete(agent, key),
             2 => {
-                let kind = [ValueKind::Blob, ValueKind::List][random.below(2)];
+                let kinds = [ObjectKind::Blob, ObjectKind::List];
+                let more = [ObjectKind::Node, ObjectKind::Checkpoint];
+                let kind = [kinds, more][random.below(2)][random.below(2)];
                 let payload = bytes(random, bound);
                 Self::Object(kind, kind.id_of(&payload), payload)
             }
             3 => {
                 let id = ObjectId::of_list(&key);
-                Self::Put(agent, key, ValueKind::List, id, random.next() >> 39, None)
+                Self::Put(agent, key, ObjectKind::List, id, random.next() >> 39, None)
             }
             _ => Self::put(agent, &key, &bytes(random, bound)),
         }
@@ -229,14 +295,14 @@ fn few_records() -> Vec<Owned> {
         Owned::Put(
             1,
             b"copy".to_vec(),
-            ValueKind::Blob,
+            ObjectKind::Blob,
             ObjectId::of_blob(b"first, ask"),
             10,
             None,
         ),
         Owned::Delete(1, b"plan".to_vec()),
         Owned::Object(
-            ValueKind::Blob,
+            ObjectKind::Blob,
             ObjectId::of_blob(b"part"),
             b"part".to_vec(),
         ),

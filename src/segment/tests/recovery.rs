@@ -3,6 +3,7 @@
 //! Floor 1, tests only.
 
 use super::*;
+use crate::id::BranchNo;
 use crate::segment::format::{FORMAT_VERSION, SEGMENT_HEADER_BYTES, SegmentHeader, encode};
 use crate::segment::{Directory, FilesError};
 
@@ -324,9 +325,10 @@ fn speed_of_recovery() {
             while bytes.len() < 64 << 20 {
                 let key = format!("conversation/{sequence}/message");
                 let record = Record::Put {
+                    branch: BranchNo(0),
                     agent: AgentNo(1),
                     key: key.as_bytes(),
-                    kind: ValueKind::Blob,
+                    kind: ObjectKind::Blob,
                     id,
                     value_bytes: value_bytes as u64,
                     payload: Some(&value),
@@ -340,7 +342,7 @@ fn speed_of_recovery() {
         let start = std::time::Instant::now();
         let mut rounds = 0;
         while rounds * value_bytes < total {
-            assert!(ValueKind::Blob.id_of(std::hint::black_box(&value)) == id);
+            assert!(ObjectKind::Blob.id_of(std::hint::black_box(&value)) == id);
             rounds += 1;
         }
         let seconds = start.elapsed().as_secs_f64();

@@ -1,0 +1,142 @@
+//! Histories: what a revision means, which checkpoints come before one, and what two of them share.
+//!
+//! Floor 2. Checkpoints name their parents; a parent's sequence is always below its child's, so that a
+//! walk in falling order of sequence meets every checkpoint after all that follow it.
+//!
+//! Cost: one object of some 200 bytes per checkpoint passed.
+
+use std::collections::{BinaryHeap, HashMap, HashSet};
+
+use crate::agent::call::Revision;
+use crate::id::{BranchNo, ObjectId};
+use crate::segment::Disk;
+use crate::shard::agent::BranchRef;
+use crate::shard::store::{Refused, Store};
+use crate::state::tree::EMPTY_TREE;
+
+/// What a revision means: a checkpoint and its tree, or nothing and the empty tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// The checkpoint.
+    pub head: Option<ObjectId>,
+    /// Its tree.
+    pub tree: ObjectId,
+}
+
+/// A walk over a checkpoint and all before it.
+#[derive(Debug, Default)]
+pub struct Walk {
+    /// By sequence: the youngest first.
+    ahead: BinaryHeap<(u64, [u8; 32])>,
+    seen: HashSet<ObjectId>,
+}
+
+impl Walk {
+    /// Adds a checkpoint to begin at, or to go on at.
+    pub fn push<D: Disk>(
+        &mut self,
+        store: &mut Store<D>,
+        at: BranchRef,
+        id: &ObjectId,
+    ) -> Result<(), Refused> {
+        if !self.seen.contains(id) {
+            let known = store.known(at, id)?;
+            self.seen.insert(*id);
+            self.ahead.push((known.sequence, *id.as_bytes()));
+        }
+        Ok(())
+    }
+
+    /// The checkpoint that comes next.
+    #[must_use]
+    pub fn peek(&self) -> Option<ObjectId> {
+        let (_, id) = self.ahead.peek()?;
+        Some(ObjectId::from_bytes(*id))
+    }
+
+    /// The next checkpoint, after all that follow it.
+    pub fn next<D: Disk>(
+        &mut self,
+        store: &mut Store<D>,
+        at: BranchRef,
+    ) -> Result<Option<ObjectId>, Refused> {
+        let Some((_, id)) = self.ahead.pop() else {
+            return Ok(None);
+        };
+        let id = ObjectId::from_bytes(id);
+        for parent in store.known(at, &id)?.parents {
+            self.push(store, at, &parent)?;
+        }
+        Ok(Some(id))
+    }
+
+    /// The checkpoints at which the walk would go on.
+    pub fn rest(self) -> impl Iterator<Item = ObjectId> {
+        let ids = self.ahead.into_sorted_vec().into_iter().rev();
+        ids.map(|(_, id)| ObjectId::from_bytes(id))
+    }
+}
+
+impl<D: Disk> Store<D> {
+    /// What a revision means to an agent.
+    ///
+    /// # Errors
+    /// [`Refused::NoSuchRevision`], [`Refused::Cold`], [`Refused::Corrupt`].
+    pub fn resolve(&mut self, at: BranchRef, revision: Revision<'_>) -> Result<Target, Refused> {
+        let agent = self.tables.agent(at.agent);
+        let of_branch = |no: BranchNo| agent.branch(no).map(|branch| branch.head);
+        let head = match revision {
+            Revision::Empty => None,
+            Revision::Head => of_branch(at.branch).ok_or(Refused::NoSuchRevision)?,
+            Revision::Branch(name) => agent
+                .branch_no(name)
+                .and_then(of_branch)
+                .ok_or(Refused::NoSuchRevision)?,
+            Revision::Tag(name) => {
+                let target = agent.tags.get(name).copied();
+                Some(target.ok_or(Refused::NoSuchRevision)?)
+            }
+            Revision::Checkpoint(id) => Some(ObjectId::from_bytes(id)),
+        };
+        let tree = match head {
+            Some(head) => self.known(at, &head)?.tree,
+            None => EMPTY_TREE,
+        };
+        Ok(Target { head, tree })
+    }
+
+    /// The youngest checkpoint that both histories have.
+    ///
+    /// # Errors
+    /// [`Refused::Cold`], [`Refused::Corrupt`].
+    pub fn common_ancestor(
+        &mut self,
+        at: BranchRef,
+        one: &ObjectId,
+        other: &ObjectId,
+    ) -> Result<Option<ObjectId>, Refused> {
+        const BOTH: u8 = 3;
+        let mut ahead = BinaryHeap::new();
+        let mut sides = HashMap::new();
+        for (id, side) in [(one, 1), (other, 2)] {
+            ahead.push((self.known(at, id)?.sequence, *id.as_bytes()));
+            *sides.entry(*id.as_bytes()).or_insert(0) |= side;
+        }
+        while let Some((_, id)) = ahead.pop() {
+            let side = sides[&id];
+            let id = ObjectId::from_bytes(id);
+            if side == BOTH {
+                return Ok(Some(id));
+            }
+            for parent in self.known(at, &id)?.parents {
+                let bytes = *parent.as_bytes();
+                let known = sides.entry(bytes).or_insert(0);
+                if *known == 0 {
+                    ahead.push((self.known(at, &parent)?.sequence, bytes));
+                }
+                *known |= side;
+            }
+        }
+        Ok(None)
+    }
+}
