@@ -244,7 +244,7 @@ fn histories_are_listed_tagged_compared_and_merged() {
                 Revision::Branch("theirs"),
             )
             .unwrap();
-        assert_eq!((counts.added, counts.removed, counts.changed), (1, 2, 2));
+        assert_eq!((counts.added, counts.removed, counts.changed), (0, 2, 2));
         let merged = lane
             .merge(Revision::Branch("theirs"), &[], &NewCheckpoint::default())
             .unwrap();
