@@ -82,7 +82,7 @@ impl Owned {
             Self::Object(kind, id, payload) => Record::Object {
                 kind: *kind,
                 id: *id,
-                kept: payload.len() % 2 == 1,
+                kept: id.as_bytes()[0] % 2 == 1,
                 payload: Some(payload),
             },
             Self::Branch(agent, name, head, tree, changes_stay) => Record::Branch {
@@ -133,7 +133,7 @@ impl Owned {
             }
             Head::Object { kind, id, kept } => {
                 let payload = payload.unwrap();
-                assert_eq!(kept, payload.len() % 2 == 1);
+                assert_eq!(kept, id.as_bytes()[0] % 2 == 1);
                 Self::Object(kind, id, payload)
             }
             Head::Branch {
