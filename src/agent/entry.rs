@@ -84,39 +84,41 @@ impl Op {
             compares: false,
             branch: false,
         };
+        const READ: Shape = Shape {
+            key: KEY,
+            reply: true,
+            arg0: true,
+            ..NONE
+        };
+        const LIST: Shape = Shape {
+            value: (1, PART_BYTES_MAX),
+            reply: true,
+            branch: true,
+            ..NONE
+        };
+        const WRITE: Shape = Shape {
+            key: KEY,
+            writes: true,
+            compares: true,
+            branch: true,
+            ..NONE
+        };
         match self {
             Self::Get => Shape {
-                key: KEY,
-                reply: true,
-                arg0: true,
                 branch: true,
-                ..NONE
+                ..READ
             },
             Self::Put => Shape {
-                key: KEY,
                 value: (0, PART_BYTES_MAX),
-                writes: true,
-                compares: true,
-                branch: true,
-                ..NONE
+                ..WRITE
             },
             Self::PutPart => Shape {
-                key: KEY,
                 value: (1, PART_BYTES_MAX),
                 arg0: true,
                 arg1: true,
-                writes: true,
-                compares: true,
-                branch: true,
-                ..NONE
+                ..WRITE
             },
-            Self::Delete => Shape {
-                key: KEY,
-                writes: true,
-                compares: true,
-                branch: true,
-                ..NONE
-            },
+            Self::Delete => WRITE,
             Self::Exists => Shape {
                 key: KEY,
                 branch: true,
@@ -125,23 +127,13 @@ impl Op {
             Self::Scan => Shape {
                 key: (0, KEY_BYTES_MAX as u32),
                 value: (0, KEY_BYTES_MAX as u32),
-                reply: true,
-                arg0: true,
                 branch: true,
-                ..NONE
+                ..READ
             },
-            Self::MultiGet => Shape {
-                value: (1, PART_BYTES_MAX),
-                reply: true,
-                branch: true,
-                ..NONE
-            },
-            Self::MultiPut => Shape {
-                value: (1, PART_BYTES_MAX),
-                reply: true,
+            Self::MultiGet => LIST,
+            Self::MultiPut | Self::Call => Shape {
                 writes: true,
-                branch: true,
-                ..NONE
+                ..LIST
             },
             Self::Sync => Shape {
                 arg0: true,
@@ -153,18 +145,8 @@ impl Op {
                 ..NONE
             },
             Self::GetFrom => Shape {
-                key: KEY,
                 value: (1, AGENT_NAME_BYTES_MAX as u32),
-                reply: true,
-                arg0: true,
-                ..NONE
-            },
-            Self::Call => Shape {
-                value: (1, PART_BYTES_MAX),
-                reply: true,
-                writes: true,
-                branch: true,
-                ..NONE
+                ..READ
             },
         }
     }

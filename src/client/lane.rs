@@ -62,7 +62,7 @@ pub struct Lane {
     next: u64,
     /// Polls that came to nothing since the last that did not, and waits that did not poll.
     vain_spins: u32,
-    reply: Vec<u8>,
+    pub(super) reply: Vec<u8>,
     /// A call on its way, in a buffer that is kept.
     pub(super) request: Vec<u8>,
     /// The branch that requests are about, where it is not the one that the lane is on.
@@ -672,7 +672,7 @@ impl Lane {
     }
 
     /// Waits for one request, whatever came of it, and takes its reply.
-    fn complete(
+    pub(super) fn complete(
         &mut self,
         ticket: Ticket,
         out: Option<&mut Vec<u8>>,
@@ -703,19 +703,6 @@ impl Lane {
         let mut reply = std::mem::take(&mut self.reply);
         let finished = self.finish(ticket, Some(&mut reply));
         let outcome = finished.and_then(|completion| read(self, &completion, &reply));
-        self.reply = reply;
-        outcome
-    }
-
-    /// As [`Lane::with_reply`], for a request whose errors have replies too.
-    pub(super) fn with_answer<T>(
-        &mut self,
-        ticket: Ticket,
-        read: impl FnOnce(&Completion, &[u8]) -> Result<T, ClientError>,
-    ) -> Result<T, ClientError> {
-        let mut reply = std::mem::take(&mut self.reply);
-        let completed = self.complete(ticket, Some(&mut reply));
-        let outcome = completed.and_then(|completion| read(&completion, &reply));
         self.reply = reply;
         outcome
     }

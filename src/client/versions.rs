@@ -507,16 +507,20 @@ impl Lane {
         entry.durability = durability;
         let submitted = self.submit(entry, &[], &bytes, reply_bytes);
         self.request = bytes;
-        self.with_answer(submitted?, |completion, answer| match completion.status {
+        let mut answer = std::mem::take(&mut self.reply);
+        let completed = self.complete(submitted?, Some(&mut answer));
+        let outcome = completed.and_then(|completion| match completion.status {
             Status::Conflicts => Err(ClientError::Conflicts {
-                listed: conflicts(answer)?,
+                listed: conflicts(&answer)?,
                 more: completion.more,
             }),
-            _ => match ClientError::of(completion) {
+            _ => match ClientError::of(&completion) {
                 Some(error) => Err(error),
-                None => read(completion, answer),
+                None => read(&completion, &answer),
             },
-        })
+        });
+        self.reply = answer;
+        outcome
     }
 }
 

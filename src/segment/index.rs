@@ -15,7 +15,7 @@ use hashbrown::HashTable;
 
 use crate::id::ObjectId;
 use crate::segment::disk::Location;
-use crate::segment::format::ObjectKind;
+use crate::segment::record::ObjectKind;
 
 /// An object within its shard, for the life of the process.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]

@@ -21,9 +21,10 @@ use crate::id::{SegmentNo, ShardNo};
 
 use super::footer::{Footer, FooterMark};
 use super::format::{
-    LogId, RECORD_BYTES_MAX, Record, SEGMENT_HEADER_BYTES, SYNCED_BYTES, SegmentHeader, encode,
+    LogId, RECORD_BYTES_MAX, SEGMENT_HEADER_BYTES, SYNCED_BYTES, SegmentHeader, encode,
 };
 use super::outcome::{Appended, LogError, LogEvent, LogTotals, NotReady, Read, SegmentState};
+use super::record::Record;
 use super::{Disk, DiskError, IoReply, IoRequest, Location, Sequence};
 
 /// Smallest `segment_bytes`: a record of any size fits.

@@ -29,7 +29,8 @@ pub mod index;
 pub mod list;
 pub mod log;
 pub mod outcome;
-pub mod recover;
+mod record;
+mod recover;
 
 #[cfg(test)]
 pub(crate) mod memory;
@@ -39,8 +40,9 @@ mod tests;
 pub use disk::{Disk, DiskError, IoReply, IoRequest, Location, Sequence};
 pub use evidence::Cut;
 pub use files::{Directory, FilesError, SegmentFile, SegmentFiles};
-pub use format::{HEAD_BYTES_MAX, Head, LogId, ObjectKind, PART_BYTES_MAX, Record};
+pub use format::{HEAD_BYTES_MAX, LogId, PART_BYTES_MAX};
 pub use list::{BadList, ListPayload};
 pub use log::{Log, LogConfig, LogStart};
 pub use outcome::{Appended, LogError, LogEvent, LogTotals, NotReady, Read, SegmentState};
+pub use record::{Head, ObjectKind, Record};
 pub use recover::{RecoverError, RecoverReport, Recovered, RecoveredRecord, recover};

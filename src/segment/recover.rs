@@ -27,11 +27,12 @@ use super::evidence::{Cut, Found, LOOK_BYTES, not_zero, proven, trailer_of};
 use super::files::{FilesError, SegmentFile, SegmentFiles};
 use super::footer::{Footer, TRAILER_BYTES, Trailer};
 use super::format::{
-    Decoded, Head, Invalid, LogId, RECORD_BYTES_MAX, SEGMENT_HEADER_BYTES, SegmentHeader, decode,
+    Decoded, Invalid, LogId, RECORD_BYTES_MAX, SEGMENT_HEADER_BYTES, SegmentHeader, decode,
 };
 use super::headers::read_headers;
 use super::log::LogStart;
 use super::outcome::SegmentState;
+use super::record::Head;
 use super::{Location, Sequence};
 
 /// Bytes read at a time.

@@ -28,6 +28,7 @@ mod base;
 mod call;
 pub mod commit;
 mod control;
+mod fills;
 mod history;
 mod lanes;
 mod merge;
@@ -60,9 +61,10 @@ use crate::config::Durability;
 use crate::id::ShardNo;
 use crate::mesh::Port;
 use crate::metrics::{ShardCounters, thread_allocations};
-use crate::segment::index::{NOT_CACHED, ObjectNo};
+use crate::segment::index::ObjectNo;
 use crate::segment::{Disk, IoReply, Sequence};
 use agent::BranchRef;
+use fills::{FILLS_PER_TURN, Fill};
 use lanes::{Lane, LaneRef, Lanes};
 use pending::{Pending, PowerWait};
 use store::{Flushed, Store};
@@ -76,8 +78,6 @@ const COMMANDS_PER_TURN: usize = 8;
 const MESSAGES_PER_TURN: usize = 32;
 /// Entries of working sets given up in one turn, of branches that moved.
 const RETIRED_PER_TURN: usize = 64;
-/// Values put into windows in one turn; more are left to the next use.
-const FILLS_PER_TURN: usize = 64;
 /// Unsynced bytes that start a sync nobody asked for.
 const DIRTY_BYTES_MAX: u64 = 8 << 20;
 /// Age of unsynced bytes that starts a sync nobody asked for, in nanoseconds.
@@ -121,13 +121,6 @@ struct Staged {
     power: bool,
     /// A write; else a read, which a failed flush only makes come again.
     write: bool,
-}
-
-/// A value to be put into its agent's window.
-struct Fill {
-    place: BranchRef,
-    key: (u32, u32),
-    object: ObjectNo,
 }
 
 /// Buffers for one operation, kept from one to the next.
@@ -661,60 +654,6 @@ impl<D: Disk> Shard<D> {
         self.touched = touched;
     }
 
-    /// Notes that a value was read or written, and may enter its agent's window.
-    fn want_fill(&mut self, place: BranchRef, key: &[u8], object: ObjectNo) {
-        if self.fills.len() < FILLS_PER_TURN {
-            let from = self.fill_keys.len() as u32;
-            self.fill_keys.extend_from_slice(key);
-            let key = (from, self.fill_keys.len() as u32);
-            self.fills.push(Fill { place, key, object });
-        }
-    }
-
-    /// Puts values that were used in this turn into their agents' windows.
-    fn fill_windows(&mut self) {
-        let mut fills = std::mem::take(&mut self.fills);
-        let mut value = std::mem::take(&mut self.scratch.value);
-        for Fill {
-            place,
-            key: (from, to),
-            object,
-        } in fills.drain(..)
-        {
-            let tables = &mut self.store.tables;
-            let bytes = tables.objects.get(object).at.bytes as usize;
-            let agent = tables.agent(place.agent);
-            let (Some(window), Some(branch)) = (&agent.window, agent.branch(place.branch)) else {
-                continue;
-            };
-            if bytes > window.value_bytes_max() {
-                continue;
-            }
-            let view = branch.view;
-            let key = &self.fill_keys[from as usize..to as usize];
-            // Overwritten later in the turn: that write fills for itself.
-            if self
-                .store
-                .value(place, key)
-                .is_none_or(|now| now.object != object.0)
-            {
-                continue;
-            }
-            if self.store.tables.objects.get(object).cached == NOT_CACHED {
-                continue;
-            }
-            value.clear();
-            self.store
-                .piece(object, 0, bytes, |chunk| value.extend_from_slice(chunk));
-            if let Some(window) = &mut self.store.tables.agent_mut(place.agent).window {
-                window.insert(view, key, &value);
-            }
-        }
-        self.fills = fills;
-        self.fill_keys.clear();
-        self.scratch.value = value;
-    }
-
     fn count_allocations(&self, op: Op, allocations: u64) {
         if allocations == 0 {
             return;
@@ -730,31 +669,6 @@ impl<D: Disk> Shard<D> {
                 _ => counters.allocations_cold.add(allocations),
             },
             _ => {}
-        }
-    }
-
-    /// Takes in which values of its window a lane's agent has hit.
-    fn drain_hits(&mut self, at: LaneRef) {
-        let Some(lane) = self.lanes.get_mut(at) else {
-            return;
-        };
-        let mut window = self.store.tables.agent_mut(lane.agent).window.as_mut();
-        let mut hits = 0;
-        let drained = lane.ring.hits(|slot, tag| {
-            hits += 1;
-            if let Some(window) = &mut window {
-                window.hit(slot, tag);
-            }
-        });
-        match drained {
-            Ok(lost) => {
-                self.counters().l1_hits.add(hits + lost);
-                self.counters().l1_reports_lost.add(lost);
-            }
-            Err(malformed) => {
-                let session = lane.session;
-                self.end_session(session, malformed);
-            }
         }
     }
 

@@ -64,7 +64,7 @@ impl NodeCache {
         self.bytes += buffer.capacity() + NODE_OVERHEAD_BYTES;
         let entry = Entry {
             bytes: buffer,
-            used: Cell::new(true),
+            used: Cell::new(false),
         };
         self.nodes.insert(*id, entry);
         self.clock.push(*id);

@@ -144,11 +144,7 @@ impl<D: Disk> Shard<D> {
         };
         let keys = match packed::Keys::parse(&scratch.value) {
             Ok(keys) => keys,
-            Err(error) => {
-                let session = lane.session;
-                self.end_session(session, error.into());
-                return Step::Done;
-            }
+            Err(error) => return self.end_session_of(at, error.into()),
         };
         let ring = &lane.ring;
         let counters = &self.counters[usize::from(self.options.no.0)];

@@ -64,32 +64,13 @@ impl Tables {
                 let before = self.set_key(at, key, None);
                 self.drop_value(before);
             }
-            Head::Branch {
-                agent,
-                branch,
-                name,
-                head,
-                tree,
-                changes_stay,
-            } => {
+            Head::Branch { agent, name, .. } | Head::Tag { agent, name, .. } => {
                 let bad = TablesError::BadName { sequence };
                 let name = std::str::from_utf8(name).map_err(|_| bad)?;
-                let no = agent;
-                let Some(agent) = self.agents.get_mut(no.0 as usize) else {
+                if self.agents.get(agent.0 as usize).is_none() {
                     return Err(TablesError::UnknownAgent { sequence, agent });
-                };
-                let Some(known) = agent.branch_mut(branch) else {
-                    agent.set_branch(branch, name, head, tree);
-                    return Ok(());
-                };
-                let moved = known.head != head;
-                if changes_stay {
-                    known.head = head;
-                    agent.rename(branch, name);
-                    return Ok(());
                 }
-                let before = agent.set_branch(branch, name, head, tree);
-                self.settle(before.unwrap_or_default(), moved);
+                self.apply_name(&record.head, name);
             }
             Head::BranchGone { agent, branch } => {
                 self.known(sequence, agent, branch)?;
@@ -97,24 +78,45 @@ impl Tables {
                     self.settle(gone.keys, false);
                 }
             }
-            Head::Tag {
-                agent,
-                name,
-                target,
-            } => {
-                let bad = TablesError::BadName { sequence };
-                let name = std::str::from_utf8(name).map_err(|_| bad)?;
-                let Some(known) = self.agents.get_mut(agent.0 as usize) else {
-                    return Err(TablesError::UnknownAgent { sequence, agent });
-                };
-                match target {
-                    Some(target) => _ = known.tags.insert(name.into(), target),
-                    None => _ = known.tags.remove(name),
-                }
-            }
             Head::Synced { .. } => {}
         }
         Ok(())
+    }
+
+    /// Replays what gives a name a meaning.
+    fn apply_name(&mut self, head: &Head<'_>, name: &str) {
+        match *head {
+            Head::Tag { agent, target, .. } => {
+                let tags = &mut self.agent_mut(agent).tags;
+                match target {
+                    Some(target) => _ = tags.insert(name.into(), target),
+                    None => _ = tags.remove(name),
+                }
+            }
+            Head::Branch {
+                agent,
+                branch,
+                head,
+                tree,
+                changes_stay,
+                ..
+            } => {
+                let agent = self.agent_mut(agent);
+                let moved = match agent.branch_mut(branch) {
+                    Some(known) if changes_stay => {
+                        known.head = head;
+                        agent.rename(branch, name);
+                        return;
+                    }
+                    Some(known) => known.head != head,
+                    None => false,
+                };
+                if let Some(before) = agent.set_branch(branch, name, head, tree) {
+                    self.settle(before, moved);
+                }
+            }
+            _ => {}
+        }
     }
 
     /// Gives a working set up that a record ends; where that was a checkpoint, its tree may hold what
