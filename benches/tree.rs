@@ -1,6 +1,6 @@
 //! What do the operations of a state tree cost, its nodes in memory?
 //!
-//! Trees of 1,000 and 100,000 keys of 16 bytes that name blobs of 1 KiB. An apply changes one value,
+//! Trees of 1,000 and 100,000 keys of 16 bytes that name blobs of 1 KiB, and a large value in chunks. An apply changes one value,
 //! or adds and removes a key, and hashes the nodes that are new; beside it, BLAKE3 alone over nodes of
 //! the same sizes. Nothing here enters the runtime: it is one thread over a hash map of nodes.
 
@@ -9,6 +9,7 @@ use std::ops::Bound;
 
 use hdrhistogram::Histogram;
 use helios::id::ObjectId;
+use helios::state::chunks::{NewObject, ValueWriter};
 use helios::state::tree::{
     Changes, Diff, EMPTY_TREE, MemoryNodes, Merge, Merged, Scan, TreeWriter, Value, get,
 };
@@ -44,6 +45,7 @@ fn main() {
     compare(&mut bench, &mut store, large_root, large);
     merge(&mut bench, &mut store, small);
     whole(&mut bench, &mut store, large_root, large);
+    chunks(&mut bench);
     bench.finish();
 }
 
@@ -312,4 +314,72 @@ fn whole(bench: &mut common::Bench, store: &mut Store, root: ObjectId, keys: u64
         histogram.saturating_record(ns / keys);
     });
     bench.latencies("scan, 100,000 keys, each", &scan);
+}
+
+/// A value of 4 MiB, cut and hashed, and 1 KiB appended to it; beside it BLAKE3 of its bytes in pieces of 4 KiB.
+fn chunks(bench: &mut common::Bench) {
+    let mut bytes = vec![0; bench.pick(4 << 20, 256 << 10)];
+    common::fill(&mut bytes, 9, 0);
+    let mib = (bytes.len() as f64 / f64::from(1 << 20)).max(1.0);
+    let rounds = bench.pick(15, 2);
+    let hash = common::rounds(rounds, |histogram| {
+        let ((), ns) = common::timed(|| {
+            for piece in bytes.chunks(4 << 10) {
+                black_box(ObjectId::of_blob(piece));
+            }
+        });
+        histogram.saturating_record((ns as f64 / mib) as u64);
+    });
+    bench.latencies("BLAKE3 of 1 MiB in pieces of 4 KiB", &hash);
+    let mut writer = ValueWriter::default();
+    let (mut nodes, mut last) = (MemoryNodes::default(), Vec::new());
+    let mut root = None;
+    let write = common::rounds(rounds, |histogram| {
+        let mut emitted = 0;
+        let (value, ns) = common::timed(|| {
+            for part in bytes.chunks(64 << 10) {
+                writer
+                    .push(part, |object| emitted += object.bytes.len())
+                    .expect("not too long");
+            }
+            writer.finish(|object| emitted += object.bytes.len())
+        });
+        assert!(emitted > bytes.len());
+        root = Some(match value {
+            Value::Chunks { id, bytes } => (id, bytes),
+            other => panic!("a chunked value, not {other:?}"),
+        });
+        histogram.saturating_record((ns as f64 / mib) as u64);
+    });
+    bench.latencies("write of 1 MiB in chunks", &write);
+    bench.ratio(&write, &hash, "BLAKE3");
+    // Once more, to keep the nodes and the last chunk.
+    let mut keep = |object: NewObject<'_>| {
+        if object.is_node {
+            nodes.extend([(object.id, object.bytes)]);
+        } else {
+            last.clear();
+            last.extend_from_slice(object.bytes);
+        }
+    };
+    writer.push(&bytes, &mut keep).expect("not too long");
+    writer.finish(&mut keep);
+    let (id, len) = root.expect("it was written");
+    let many = bench.pick(500, 5);
+    let append = common::rounds(rounds, |histogram| {
+        for _ in 0..many {
+            let (value, ns) = common::timed(|| {
+                let (_, last_bytes) = writer
+                    .resume(&nodes, &id, len)
+                    .expect("all nodes are there");
+                assert_eq!(last_bytes as usize, last.len());
+                writer.push(&last, |_| {}).expect("not too long");
+                writer.push(&bytes[..1024], |_| {}).expect("not too long");
+                writer.finish(|_| {})
+            });
+            assert_eq!(value.bytes(), len + 1024);
+            histogram.saturating_record(ns);
+        }
+    });
+    bench.latencies("append of 1 KiB to 4 MiB", &append);
 }

@@ -6,8 +6,9 @@
 //! value makes a chunk or two and the nodes above them, and so does an append: every other object is
 //! one that the version before has.
 //!
-//! Cost: each byte is read by the chunker and by BLAKE3, about 1 GB/s together; 36 bytes of node per chunk.
-//! A writer holds at most a chunk that is not cut yet, and a node per level.
+//! Cost: each byte is read by the chunker and by BLAKE3, 0.9 ms a MiB together, about half each; 36 bytes of
+//! node per chunk. An append reads and writes the last chunk and a node per level, 5 us. A writer holds at most
+//! a chunk that is not cut yet, and a node per level.
 //!
 //! Invariants
 //! - the objects depend on the bytes alone, not on the parts in which they arrive.
@@ -165,6 +166,13 @@ impl ValueWriter {
         Value::Chunks { id, bytes }
     }
 
+    /// Drops a value that was begun; the writer is ready for another one.
+    pub fn clear(&mut self) {
+        self.pending.clear();
+        self.levels.iter_mut().for_each(Level::clear);
+        self.bytes = 0;
+    }
+
     /// Goes on at the end of a chunked value: what is pushed next is appended to all of it but its last
     /// chunk, whose id and length are returned. So the caller pushes that chunk first, then what it
     /// appends, and gets the value and the objects that writing it as a whole would give, without
@@ -179,9 +187,7 @@ impl ValueWriter {
         root: &ObjectId,
         bytes: u32,
     ) -> Result<(ObjectId, u32), TreeError> {
-        self.pending.clear();
-        self.levels.iter_mut().for_each(Level::clear);
-        self.bytes = 0;
+        self.clear();
         let mut edge = [(ChunksNode::default(), 0); LEVELS];
         let top = right_edge(nodes, root, bytes, 0, &mut edge)?;
         let (last, last_bytes) = edge[0].0.entry(edge[0].1);

@@ -392,6 +392,8 @@ fn a_value_may_be_too_long() {
     assert_eq!(writer.push(&[0], |_| {}), Err(TooLong));
     let value = writer.finish(|_| {});
     assert_eq!(u64::from(value.bytes()), VALUE_BYTES_MAX);
+    writer.push(&part, |_| {}).unwrap();
+    writer.clear();
     assert_eq!(writer.finish(|_| {}), Value::Inline(b""));
 }
 

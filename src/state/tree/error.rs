@@ -23,8 +23,8 @@ pub enum TreeError {
     /// [`Changes::sort`](super::Changes::sort) was not called.
     #[error("changes are not sorted by key")]
     Unsorted,
-    /// A tree holds at most 2^32 - 1 keys.
-    #[error("a tree holds at most 4294967295 keys")]
+    /// A tree holds at most 2^32 - 2 keys.
+    #[error("a tree holds at most 4294967294 keys")]
     TooManyKeys,
 }
 
