@@ -575,7 +575,7 @@ fn entries_that_break_a_rule_end_their_session() {
         ("operation", 0, u64::from(tag(0)) | 200 << 32),
         ("flags", 0, u64::from(tag(0)) | 2 << 32 | 0x80 << 40),
         ("durability", 0, u64::from(tag(0)) | 2 << 32 | 9 << 48),
-        ("reserved", 7, 1),
+        ("reserved", 7, 1 << 32),
         ("key", 2, 0),
         ("outside", 2, u64::from(u32::MAX) | 1 << 32),
         ("value", 3, 70_000 << 32),

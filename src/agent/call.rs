@@ -2,7 +2,7 @@
 //!
 //! Floor 1, room `agent`. A call travels in the value extent of an entry of [`Op::Call`], its answer in
 //! the reply extent: items one after the other, as many as there are. Both are written by `postcard`
-//! (varints, lengths before bytes; `PROTOCOL.md`, section 10, says how much of it is used), since nothing
+//! (varints, lengths before bytes; `PROTOCOL.md`, section 12, says how much of it is used), since nothing
 //! here is hot enough to need a layout of its own: decoding a call takes some 50 ns.
 //!
 //! Invariants
