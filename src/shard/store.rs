@@ -201,7 +201,7 @@ impl<D: Disk> Store<D> {
     /// Whether a record with this payload can be appended now. Where the disk is full, the end of
     /// the last segment is left to deletes.
     pub fn ready(&mut self, payload_bytes: usize, adds_key: bool) -> Result<(), Refused> {
-        if adds_key && self.index_bytes > self.index_bytes_max {
+        if adds_key && self.is_full() {
             return Err(Refused::Memory);
         }
         let bytes = payload_bytes + HEAD_BYTES_MAX + self.delete_reserve_bytes;
@@ -211,6 +211,12 @@ impl<D: Disk> Store<D> {
             Err(NotReady::Failed(DiskError::NoSpace)) => Err(Refused::NoSpace),
             Err(NotReady::Failed(_) | NotReady::ReadOnly(_)) => Err(Refused::ReadOnly),
         }
+    }
+
+    /// Whether the indexes have no room for another key.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.index_bytes > self.index_bytes_max
     }
 
     /// Checks what a caller expects a key to name: `None` nothing, `Some(id)` that value.
@@ -239,8 +245,18 @@ impl<D: Disk> Store<D> {
         key: &[u8],
         payload: &[u8],
     ) -> Result<(ObjectNo, Written), Refused> {
-        let before = self.value(agent, key);
-        self.ready(payload.len(), before.is_none())?;
+        self.ready(payload.len(), self.value(agent, key).is_none())?;
+        self.put_granted(agent, key, payload)
+    }
+
+    /// The same, where [`Store::ready`] has granted this write already, perhaps among others: what
+    /// those took of the memory since does not refuse it.
+    pub fn put_granted(
+        &mut self,
+        agent: AgentNo,
+        key: &[u8],
+        payload: &[u8],
+    ) -> Result<(ObjectNo, Written), Refused> {
         let id = ObjectId::of_blob(payload);
         let (object, stored) = match self.tables.objects.find_named(&id) {
             Some(object) => {

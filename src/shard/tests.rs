@@ -12,6 +12,7 @@ use crate::agent::arena::Block;
 use crate::agent::bell::{ClientBells, ServerBells, StatusPage};
 use crate::agent::client_lane::ClientLane;
 use crate::agent::layout::{LaneSizes, PART_BYTES_MAX};
+use crate::agent::packed;
 use crate::agent::server_lane::ServerLane;
 use crate::cache::L2;
 use crate::id::{LaneNo, ObjectId, SessionNo, View};
@@ -36,7 +37,12 @@ struct World {
 
 impl World {
     /// A shard over what a disk holds; with `l2_bytes` 0 every read goes to the segments.
-    fn over(mut disk: MemoryDisk, l2_bytes: usize) -> Self {
+    fn over(disk: MemoryDisk, l2_bytes: usize) -> Self {
+        Self::within(disk, l2_bytes, 1 << 30)
+    }
+
+    /// The same, with so much memory for its indexes.
+    fn within(mut disk: MemoryDisk, l2_bytes: usize, index_bytes_max: u64) -> Self {
         let mut tables = Tables::default();
         let no = ShardNo(0);
         let recovered =
@@ -57,7 +63,13 @@ impl World {
         };
         let log = Log::new(config, recovered.start);
         disk.at_once = true;
-        let store = Store::new(tables, log, disk, L2::new(l2_bytes).unwrap(), 1 << 30);
+        let store = Store::new(
+            tables,
+            log,
+            disk,
+            L2::new(l2_bytes).unwrap(),
+            index_bytes_max,
+        );
         let options = ShardOptions {
             no,
             durability: Durability::Process,
@@ -519,6 +531,30 @@ fn a_full_disk_refuses_writes_until_there_is_room() {
     let mut world = world.restarted(0);
     assert_eq!(world.get(b"again").unwrap(), [1; 30_000]);
     assert_eq!(world.get(b"first").unwrap(), b"kept");
+}
+
+#[test]
+fn several_puts_at_once_are_all_refused_or_all_done_where_memory_runs_short() {
+    let index_bytes_max = Tables::default().memory_bytes() + 500;
+    let mut world = World::within(MemoryDisk::new(), 1 << 20, index_bytes_max);
+    let mut put_all = |keys: &[&[u8]]| {
+        let mut pairs = Vec::new();
+        for key in keys {
+            packed::push_pair(&mut pairs, key, b"value").unwrap();
+        }
+        world.submit(Op::MultiPut, &[], &pairs, |_| {});
+        let status = world.wait().status;
+        let there = keys
+            .iter()
+            .filter(|key| world.get(key) == Ok(b"value".to_vec()));
+        (status, there.count())
+    };
+    // There is room when it begins, and none before its end.
+    let keys: [&[u8]; 8] = [b"a", b"b", b"c", b"d", b"e", b"f", b"g", b"h"];
+    assert_eq!(put_all(&keys), (Status::Ok, 8));
+    // Now there is none, for new keys.
+    assert_eq!(put_all(&[b"a", b"i", b"b"]), (Status::Busy, 2));
+    assert_eq!(put_all(&keys), (Status::Ok, 8));
 }
 
 #[test]
