@@ -315,7 +315,9 @@ impl Connection for SocketConnection {
         while let Err(SocketError::WouldBlock) =
             self.socket.send(u32::MAX, &Frame::Detach { lane }, &[])
         {
-            if await_ready(&self.socket, PollFlags::OUT, deadline).is_err() {
+            // It may be behind because its own answers to the last detaches were not read yet.
+            if self.check().is_err() || await_ready(&self.socket, PollFlags::OUT, deadline).is_err()
+            {
                 return;
             }
         }

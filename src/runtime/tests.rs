@@ -157,6 +157,42 @@ fn answers_of_a_session_leave_in_the_order_of_its_requests() {
 }
 
 #[test]
+fn answers_that_find_the_socket_full_wait_for_room() {
+    use crate::agent::frame::{ATTACH_CREATE, FRAME_BYTES_MAX, Frame};
+    use crate::agent::socket::FrameSocket;
+    let dir = tempfile::tempdir().unwrap();
+    let runtime = start(dir.path(), Io::Threads);
+    let socket = FrameSocket::connect(runtime.socket()).unwrap();
+    let name = "by hand";
+    socket
+        .send(0, &Frame::Hello { features: 0, name }, &[])
+        .unwrap();
+    // More answers than a socket holds, and one that matters behind them, all before the first is
+    // read: what a client does that drops many lanes and attaches another.
+    let count = 1000;
+    for number in 1..=count {
+        let lane = crate::id::LaneNo(number);
+        socket.send(number, &Frame::Detach { lane }, &[]).unwrap();
+    }
+    let (flags, agent) = (ATTACH_CREATE, "agent");
+    socket
+        .send(count + 1, &Frame::Attach { flags, agent }, &[])
+        .unwrap();
+    wait_for("the lane is there", || {
+        (runtime.stats().agents > 0).then_some(())
+    });
+    socket.set_blocking(false).unwrap();
+    let mut buffer = [0; FRAME_BYTES_MAX];
+    for expected in 0..=count + 1 {
+        let received = wait_for("an answer", || {
+            socket.receive(&mut buffer).ok().map(|got| got.request)
+        });
+        assert_eq!(received, expected);
+    }
+    runtime.shutdown().unwrap();
+}
+
+#[test]
 fn what_is_given_up_while_a_shard_stands_still_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let runtime = start(dir.path(), Io::Threads);
