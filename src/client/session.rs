@@ -270,6 +270,7 @@ impl SocketConnection {
                 Ok(received) => match received.frame {
                     Frame::Closing { reason, .. } => return Err(ClientError::Closed { reason }),
                     Frame::Wake { .. } => wake(),
+                    Frame::Attached { lane, .. } => give_back(&self.socket, lane),
                     _ => {}
                 },
                 Err(SocketError::WouldBlock) => return Ok(()),
@@ -399,9 +400,16 @@ fn await_answer(
             }
             Frame::Closing { reason, .. } => return Err(ClientError::Closed { reason }),
             Frame::Wake { .. } => events.keep(),
+            Frame::Attached { lane, .. } => give_back(socket, lane),
             _ => {}
         }
     }
+}
+
+/// Closes a lane whose attach was given up before its answer came: nobody else knows of it.
+fn give_back(socket: &FrameSocket, lane: LaneNo) {
+    // Where the socket is full, the lane stays as long as the session.
+    let _ = socket.send(u32::MAX, &Frame::Detach { lane }, &[]);
 }
 
 fn await_ready(
@@ -423,5 +431,39 @@ fn await_ready(
     match rustix::event::poll(&mut polled, Some(&timeout)) {
         Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
         Err(errno) => Err(SocketError::from(errno).into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::AgentNo;
+
+    #[test]
+    fn a_lane_whose_attach_was_given_up_is_given_back() {
+        let (client, server) = FrameSocket::pair().unwrap();
+        client.set_blocking(false).unwrap();
+        server.set_blocking(false).unwrap();
+        let events = Events::new(&client).unwrap();
+        let memory = tempfile::tempfile().unwrap();
+        let fd = memory.as_fd();
+        // The answer to a request that nobody waits for any more, then that of the next.
+        for request in [1, 2] {
+            let attached = Frame::Attached {
+                lane: LaneNo(request + 10),
+                agent: AgentNo(0),
+                shard: ShardNo(0),
+                sizes: LaneSizes::DEFAULT,
+                window_bytes: 8192,
+            };
+            server.send(request, &attached, &[fd, fd, fd]).unwrap();
+        }
+        let answer = await_answer(&client, &events, 2).unwrap();
+        assert!(matches!(answer, Answer::Attached { lane, .. } if lane == LaneNo(12)));
+        let mut buffer = [0; FRAME_BYTES_MAX];
+        let detach = Frame::Detach { lane: LaneNo(11) };
+        assert_eq!(server.receive(&mut buffer).unwrap().frame, detach);
+        let nothing = server.receive(&mut buffer);
+        assert!(matches!(nothing, Err(SocketError::WouldBlock)));
     }
 }
