@@ -193,6 +193,40 @@ fn answers_that_find_the_socket_full_wait_for_room() {
 }
 
 #[test]
+fn a_shutdown_completes_what_is_pending_of_processes_too() {
+    use crate::config::Durability;
+    let dir = tempfile::tempdir().unwrap();
+    let runtime = Runtime::start(Config {
+        // So long does the write wait for company, unless it is for the end.
+        group_commit_interval: Duration::from_millis(100),
+        io: Io::Threads,
+        ..Config::at(dir.path())
+    })
+    .unwrap();
+    let session = Session::connect(runtime.socket()).unwrap();
+    let mut lane = session.attach("agent", Attach::default()).unwrap();
+    let options = crate::client::PutOptions {
+        durability: Some(Durability::Power),
+        ..Default::default()
+    };
+    lane.submit_put(b"k", b"v", options).unwrap();
+    lane.flush();
+    wait_for("the write was taken", || {
+        (runtime.stats().writes > 0).then_some(())
+    });
+    runtime.shutdown().unwrap();
+    let mut out = Vec::new();
+    let written = lane.wait(&mut out).unwrap().unwrap().outcome.unwrap();
+    assert_eq!(written.durability, Some(Durability::Power));
+    let closed = lane.put(b"k", b"w").unwrap_err();
+    let reason = CloseReason::ShuttingDown;
+    assert!(
+        matches!(closed, ClientError::Closed { reason: why } if why == reason),
+        "{closed}"
+    );
+}
+
+#[test]
 fn what_is_given_up_while_a_shard_stands_still_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let runtime = start(dir.path(), Io::Threads);
