@@ -258,7 +258,8 @@ impl SocketConnection {
 }
 
 impl SocketConnection {
-    /// Takes what the runtime has sent.
+    /// Takes what the runtime has sent. Whatever it was counts as a wake: one that found the socket
+    /// full of it was dropped.
     fn read_frames(&self, wake: impl Fn()) -> Result<(), ClientError> {
         // An attach under way reads the socket itself.
         let Ok(_request) = self.request.try_lock() else {
@@ -269,9 +270,8 @@ impl SocketConnection {
             match self.socket.receive(&mut buffer) {
                 Ok(received) => match received.frame {
                     Frame::Closing { reason, .. } => return Err(ClientError::Closed { reason }),
-                    Frame::Wake { .. } => wake(),
                     Frame::Attached { lane, .. } => give_back(&self.socket, lane),
-                    _ => {}
+                    _ => wake(),
                 },
                 Err(SocketError::WouldBlock) => return Ok(()),
                 Err(SocketError::Closed) => return Err(ClientError::RuntimeGone),
@@ -399,9 +399,9 @@ fn await_answer(
                 });
             }
             Frame::Closing { reason, .. } => return Err(ClientError::Closed { reason }),
-            Frame::Wake { .. } => events.keep(),
             Frame::Attached { lane, .. } => give_back(socket, lane),
-            _ => {}
+            // A wake, or what may have left no room for one.
+            _ => events.keep(),
         }
     }
 }
@@ -437,7 +437,36 @@ fn await_ready(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::agent::bell::{ServerBells, StatusPage};
     use crate::id::AgentNo;
+
+    #[test]
+    fn a_wake_that_found_the_socket_full_is_not_lost() {
+        let (client, server) = FrameSocket::pair().unwrap();
+        client.set_blocking(false).unwrap();
+        server.set_blocking(false).unwrap();
+        let (_, session) = ServerBells::create_session(1).unwrap();
+        let (_, status) = StatusPage::create().unwrap();
+        let connection = SocketConnection {
+            events: Events::new(&client).unwrap(),
+            socket: client,
+            bells: ClientBells::map(&session, &[status]).unwrap(),
+            request: Mutex::new(0),
+        };
+        let lane = LaneNo(1);
+        while server.send(0, &Frame::Detached { lane }, &[]).is_ok() {}
+        let dropped = server.send(0, &Frame::Wake { lane }, &[]);
+        assert!(matches!(dropped, Err(SocketError::WouldBlock)));
+        // A blocking call of another thread looks at the socket; the event loop must hear of it.
+        connection.check().unwrap();
+        let event = connection.event_fd().unwrap();
+        let now = rustix::event::Timespec::default();
+        let mut polled = [PollFd::new(&event, PollFlags::IN)];
+        assert_eq!(rustix::event::poll(&mut polled, Some(&now)).unwrap(), 1);
+        connection.drain().unwrap();
+        let mut polled = [PollFd::new(&event, PollFlags::IN)];
+        assert_eq!(rustix::event::poll(&mut polled, Some(&now)).unwrap(), 0);
+    }
 
     #[test]
     fn a_lane_whose_attach_was_given_up_is_given_back() {
