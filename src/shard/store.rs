@@ -58,7 +58,7 @@ pub enum Piece {
     /// Not in memory: read it through the I/O core.
     Cold(Location),
     /// The stored bytes do not match the id.
-    Corrupt(Location),
+    Corrupt,
 }
 
 /// A write that was applied.
@@ -169,14 +169,14 @@ impl<D: Disk> Store<D> {
         }
         let (at, id, is_list) = (object.at, object.id, object.is_list);
         if object.quarantined {
-            return Piece::Corrupt(at);
+            return Piece::Corrupt;
         }
         match self.log.read(&mut self.disk, at) {
             Read::Cold => Piece::Cold(at),
             Read::Here(stored) => {
                 if object_id(is_list, stored) != id {
-                    self.tables.objects.quarantine(no);
-                    return Piece::Corrupt(at);
+                    self.quarantine(no);
+                    return Piece::Corrupt;
                 }
                 sink(&stored[from..from + bytes]);
                 admit(&mut self.l2, &mut self.tables, no, stored);
@@ -189,13 +189,30 @@ impl<D: Disk> Store<D> {
     pub fn take_cold(&mut self, no: ObjectNo, stored: &[u8]) -> bool {
         let object = self.tables.objects.get(no);
         if object_id(object.is_list, stored) != object.id {
-            self.tables.objects.quarantine(no);
+            self.quarantine(no);
             return false;
         }
         if object.cached == NOT_CACHED {
             admit(&mut self.l2, &mut self.tables, no, stored);
         }
         true
+    }
+
+    /// Serves and shares an object's stored bytes no more. Said once: an agent may ask for them
+    /// without end.
+    #[cold]
+    fn quarantine(&mut self, no: ObjectNo) {
+        let object = self.tables.objects.get(no);
+        if !object.quarantined {
+            tracing::error!(
+                shard = self.log.shard().0,
+                segment = object.at.segment.0,
+                offset = object.at.offset,
+                bytes = object.at.bytes,
+                "stored bytes are damaged; the value is quarantined"
+            );
+        }
+        self.tables.objects.quarantine(no);
     }
 
     /// Whether a record with this payload can be appended now. Where the disk is full, the end of

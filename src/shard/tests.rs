@@ -557,6 +557,38 @@ fn several_puts_at_once_are_all_refused_or_all_done_where_memory_runs_short() {
     assert_eq!(put_all(&keys), (Status::Ok, 8));
 }
 
+/// Runs `act`; the lines that were logged by this thread meanwhile.
+fn logged(act: impl FnOnce()) -> Vec<String> {
+    let (write, lines) = std::io::pipe().map(|(read, write)| (write, read)).unwrap();
+    let subscriber = tracing_subscriber::fmt()
+        .with_ansi(false)
+        .with_writer(std::sync::Mutex::new(write))
+        .finish();
+    tracing::subscriber::with_default(subscriber, act);
+    let text = std::io::read_to_string(lines).unwrap();
+    text.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn damage_is_told_once_however_often_it_is_asked_for() {
+    for cold in [false, true] {
+        let mut world = World::new(0);
+        world.put(b"bad", &[0xAB; 5000]);
+        let at = world.shard.store.tables.objects.get(ObjectNo(0)).at;
+        world.disk().bytes_mut(at.segment)[at.offset as usize + 77] ^= 4;
+        if cold {
+            world.disk().cold.push((at.segment, 0..SEGMENT_BYTES));
+        }
+        let lines = logged(|| {
+            for _ in 0..20 {
+                assert_eq!(world.get(b"bad"), Err(Status::Corrupt));
+            }
+        });
+        assert_eq!(lines.len(), 1, "{lines:?}");
+        assert!(lines[0].contains("damaged") && lines[0].contains("shard=0"));
+    }
+}
+
 #[test]
 fn damaged_bytes_are_never_served_and_can_be_written_anew() {
     let mut world = World::new(0);
