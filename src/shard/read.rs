@@ -388,7 +388,9 @@ impl<D: Disk> Shard<D> {
             }
             if status == Status::Corrupt {
                 self.counters().corrupt.add(1);
-            } else if let Err(error) = &result {
+            } else if let Err(error) = &result
+                && status != Status::Busy
+            {
                 tracing::warn!(shard = self.options.no.0, %error, "a cold read failed");
             }
             if let Some(read) = self.pending.read_mut(piece.read) {
