@@ -570,6 +570,20 @@ fn logged(act: impl FnOnce()) -> Vec<String> {
 }
 
 #[test]
+fn what_is_handed_to_the_log_is_counted() {
+    let mut world = World::new(1 << 20);
+    let counted = |world: &World| world.shard.counters().log_bytes.get();
+    let before = counted(&world);
+    world.put(b"k", &[7; 3000]);
+    let once = counted(&world) - before;
+    assert!((3000..4000).contains(&once), "{once}");
+    // The same bytes again are not stored again.
+    world.put(b"l", &[7; 3000]);
+    let twice = counted(&world) - before - once;
+    assert!((1..1000).contains(&twice), "{twice}");
+}
+
+#[test]
 fn damage_is_told_once_however_often_it_is_asked_for() {
     for cold in [false, true] {
         let mut world = World::new(0);
