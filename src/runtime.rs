@@ -424,9 +424,6 @@ impl Runtime {
     /// # Errors
     /// The first shard whose last records did not reach the device; the others are stopped too.
     pub fn shutdown(mut self) -> Result<(), ShutdownError> {
-        if let Some(listener) = self.listener.take() {
-            listener.stop();
-        }
         let answers: Vec<_> = (0..self.shards.len())
             .map(|no| self.control.shutdown_shard(ShardNo(no as u16)))
             .collect();
@@ -442,14 +439,18 @@ impl Runtime {
             outcome = outcome.and(ended);
         }
         self.stop_threads();
+        // Behind the shards: it ends the sessions, and what is pending of them was to be completed.
+        if let Some(listener) = self.listener.take() {
+            listener.stop();
+        }
         if let Some(io) = self.io.take() {
             io.shutdown();
         }
         outcome
     }
 
-    /// A shard's answer to its shutdown; meanwhile commands that found no room are handed on, for
-    /// the listener is gone that did it before.
+    /// A shard's answer to its shutdown; meanwhile commands that found no room are handed on, as the
+    /// listener does too, which may have failed.
     fn answer_by<T>(&self, answer: &Receiver<T>, deadline: Instant) -> Result<T, RecvTimeoutError> {
         loop {
             let behind = self.control.catch_up();

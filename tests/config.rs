@@ -111,7 +111,7 @@ fn the_socket_follows_the_data_directory() {
 
 #[test]
 fn a_bad_value_is_named_with_file_line_and_key() {
-    let size = "not a size; write a number with B, KiB, MiB or GiB (8KiB to 4MiB)";
+    let size = "not a size; write a number with B, KiB, MiB, GiB or TiB (8KiB to 4MiB)";
     let shards = "not a number of shards; write \"auto\" or a number from 1 to 64";
     let duration = "not a duration; write a number with us, ms or s (0us to 100ms)";
     for (line, message) in [

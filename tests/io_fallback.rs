@@ -37,6 +37,56 @@ fn without_io_uring_threads_serve() {
     assert!(said.contains("served by threads"), "{said}");
 }
 
+/// Before Linux 5.12 there is no `RESOLVE_CACHED`: a segment that was closed is opened all the same.
+#[test]
+fn without_cached_lookups_closed_segments_are_read() {
+    let name = "without_cached_lookups_closed_segments_are_read";
+    if std::env::var_os(IN_CHILD).is_some() {
+        return read_without_cached_lookups();
+    }
+    let child = Command::new(std::env::current_exe().unwrap())
+        .args([name, "--exact", "--nocapture", "--test-threads=1"])
+        .env(IN_CHILD, "1")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&child.stderr);
+    assert!(child.status.success(), "{said}");
+}
+
+fn read_without_cached_lookups() {
+    let directory = tempfile::tempdir().unwrap();
+    // So many shards that each keeps few segments open.
+    let files = (0..64).map(|no| ShardFiles {
+        directory: directory.path().join(format!("shard-{no}")),
+        wake: Arc::new(|| ()),
+    });
+    let options = IoOptions {
+        backend: Backend::Threads,
+        core: None,
+        shards: files.collect(),
+        lost: Arc::new(|| ()),
+    };
+    let (core, mut disks) = IoCore::start(options).unwrap();
+    let disk = &mut disks[0];
+    for no in 1..=40 {
+        let segment = SegmentNo(no);
+        let file = disk.directory().join(format!("{no:08}.seg"));
+        std::fs::write(file, [no as u8; 4096]).unwrap();
+        disk.open_existing(segment, 4096).unwrap();
+    }
+    forbid(libc::SYS_openat2, None, libc::EINVAL);
+    for no in 1..=40 {
+        let at = Location {
+            segment: SegmentNo(no),
+            offset: 100,
+            bytes: 3,
+        };
+        assert_eq!(disk.resident(at), Some(&[no as u8; 3][..]), "{no}");
+    }
+    drop(disks);
+    core.shutdown();
+}
+
 /// A shard of the program itself panics: in a build with assertions one checks that the wake of a
 /// client went well, which the filter makes fail. So it happens with the first lane that is closed.
 #[test]
@@ -92,14 +142,18 @@ fn serve_ends_with_its_reason_when_a_shard_panics() {
 
 fn serve_without_wakes(config: &Path) {
     // The operation is the second argument: it lies at 24 of `struct seccomp_data`.
-    forbid(libc::SYS_futex, Some((24, libc::FUTEX_WAKE as u32)));
+    forbid(
+        libc::SYS_futex,
+        Some((24, libc::FUTEX_WAKE as u32)),
+        libc::EPERM,
+    );
     let program = PathBuf::from(env!("CARGO_BIN_EXE_helios"));
     let mut serve = Command::new(program);
     panic!("{}", serve.args(["serve", "--config"]).arg(config).exec());
 }
 
 fn serve_without_io_uring() {
-    forbid(libc::SYS_io_uring_setup, None);
+    forbid(libc::SYS_io_uring_setup, None, libc::EPERM);
     let directory = tempfile::tempdir().unwrap();
     let tester = std::thread::current();
     let options = |backend| {
@@ -177,7 +231,7 @@ fn serve_without_io_uring() {
 
 /// Makes a system call fail with EPERM, in this thread and those it starts; with a place in its
 /// data and a word, only where that word is there.
-fn forbid(call: i64, only: Option<(u32, u32)>) {
+fn forbid(call: i64, only: Option<(u32, u32)>, errno: i32) {
     let statement = |code: u32, k: u32, jt: u8, jf: u8| libc::sock_filter {
         code: code as u16,
         jt,
@@ -196,7 +250,7 @@ fn forbid(call: i64, only: Option<(u32, u32)>) {
         equals(word, 1),
         statement(
             libc::BPF_RET | libc::BPF_K,
-            libc::SECCOMP_RET_ERRNO | libc::EPERM as u32,
+            libc::SECCOMP_RET_ERRNO | errno as u32,
             0,
             0,
         ),

@@ -1,6 +1,6 @@
 //! `helios doctor`: what the machine is, where the threads would go, what is missing and its cure.
 //!
-//! Floor 4. Only shows what `topology` found; nothing is started, pinned or written.
+//! Floor 5. Only shows what `topology` found; nothing is started, pinned or written.
 
 use std::fmt::Write as _;
 use std::io::Write as _;

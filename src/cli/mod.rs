@@ -3,6 +3,7 @@
 //! Floor 5: arguments in, text and exit codes out. Exit codes: 0 good, 1 failed, 2 the
 //! configuration or the arguments are wrong, 3 a part of the runtime failed while it served.
 
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -71,6 +72,7 @@ pub(crate) fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_max_level(level)
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .init();
     let outcome = match args.command {
@@ -82,9 +84,22 @@ pub(crate) fn main() -> ExitCode {
         }
     };
     outcome.unwrap_or_else(|error| {
-        eprintln!("helios: {error:#}");
+        eprintln!("helios: {}", told(&error));
         ExitCode::from(if is_config(&error) { 2 } else { 1 })
     })
+}
+
+/// An error and its causes; many name their cause themselves, which then is not said twice.
+fn told(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }
 
 /// Whether the operator has to change the configuration.
@@ -96,4 +111,30 @@ fn is_config(error: &anyhow::Error) -> bool {
                 Some(RuntimeError::Config(_))
             )
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_is_said_once() {
+        let io = || std::io::Error::from_raw_os_error(libc::ENOENT);
+        let path = PathBuf::from("x.sock");
+        let listen = helios::runtime::ListenError::Os { path, source: io() };
+        let no_such_file = "No such file or directory (os error 2)";
+        let cases = [
+            (
+                anyhow::Error::new(listen),
+                format!("socket x.sock: {no_such_file}"),
+            ),
+            (
+                anyhow::Error::new(io()).context("opening"),
+                format!("opening: {no_such_file}"),
+            ),
+        ];
+        for (error, text) in cases {
+            assert_eq!(told(&error), text);
+        }
+    }
 }

@@ -258,7 +258,8 @@ impl SocketConnection {
 }
 
 impl SocketConnection {
-    /// Takes what the runtime has sent.
+    /// Takes what the runtime has sent. Whatever it was counts as a wake: one that found the socket
+    /// full of it was dropped.
     fn read_frames(&self, wake: impl Fn()) -> Result<(), ClientError> {
         // An attach under way reads the socket itself.
         let Ok(_request) = self.request.try_lock() else {
@@ -269,8 +270,8 @@ impl SocketConnection {
             match self.socket.receive(&mut buffer) {
                 Ok(received) => match received.frame {
                     Frame::Closing { reason, .. } => return Err(ClientError::Closed { reason }),
-                    Frame::Wake { .. } => wake(),
-                    _ => {}
+                    Frame::Attached { lane, .. } => give_back(&self.socket, lane),
+                    _ => wake(),
                 },
                 Err(SocketError::WouldBlock) => return Ok(()),
                 Err(SocketError::Closed) => return Err(ClientError::RuntimeGone),
@@ -315,7 +316,9 @@ impl Connection for SocketConnection {
         while let Err(SocketError::WouldBlock) =
             self.socket.send(u32::MAX, &Frame::Detach { lane }, &[])
         {
-            if await_ready(&self.socket, PollFlags::OUT, deadline).is_err() {
+            // It may be behind because its own answers to the last detaches were not read yet.
+            if self.check().is_err() || await_ready(&self.socket, PollFlags::OUT, deadline).is_err()
+            {
                 return;
             }
         }
@@ -396,10 +399,17 @@ fn await_answer(
                 });
             }
             Frame::Closing { reason, .. } => return Err(ClientError::Closed { reason }),
-            Frame::Wake { .. } => events.keep(),
-            _ => {}
+            Frame::Attached { lane, .. } => give_back(socket, lane),
+            // A wake, or what may have left no room for one.
+            _ => events.keep(),
         }
     }
+}
+
+/// Closes a lane whose attach was given up before its answer came: nobody else knows of it.
+fn give_back(socket: &FrameSocket, lane: LaneNo) {
+    // Where the socket is full, the lane stays as long as the session.
+    let _ = socket.send(u32::MAX, &Frame::Detach { lane }, &[]);
 }
 
 fn await_ready(
@@ -421,5 +431,68 @@ fn await_ready(
     match rustix::event::poll(&mut polled, Some(&timeout)) {
         Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
         Err(errno) => Err(SocketError::from(errno).into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::bell::{ServerBells, StatusPage};
+    use crate::id::AgentNo;
+
+    #[test]
+    fn a_wake_that_found_the_socket_full_is_not_lost() {
+        let (client, server) = FrameSocket::pair().unwrap();
+        client.set_blocking(false).unwrap();
+        server.set_blocking(false).unwrap();
+        let (_, session) = ServerBells::create_session(1).unwrap();
+        let (_, status) = StatusPage::create().unwrap();
+        let connection = SocketConnection {
+            events: Events::new(&client).unwrap(),
+            socket: client,
+            bells: ClientBells::map(&session, &[status]).unwrap(),
+            request: Mutex::new(0),
+        };
+        let lane = LaneNo(1);
+        while server.send(0, &Frame::Detached { lane }, &[]).is_ok() {}
+        let dropped = server.send(0, &Frame::Wake { lane }, &[]);
+        assert!(matches!(dropped, Err(SocketError::WouldBlock)));
+        // A blocking call of another thread looks at the socket; the event loop must hear of it.
+        connection.check().unwrap();
+        let event = connection.event_fd().unwrap();
+        let now = rustix::event::Timespec::default();
+        let mut polled = [PollFd::new(&event, PollFlags::IN)];
+        assert_eq!(rustix::event::poll(&mut polled, Some(&now)).unwrap(), 1);
+        connection.drain().unwrap();
+        let mut polled = [PollFd::new(&event, PollFlags::IN)];
+        assert_eq!(rustix::event::poll(&mut polled, Some(&now)).unwrap(), 0);
+    }
+
+    #[test]
+    fn a_lane_whose_attach_was_given_up_is_given_back() {
+        let (client, server) = FrameSocket::pair().unwrap();
+        client.set_blocking(false).unwrap();
+        server.set_blocking(false).unwrap();
+        let events = Events::new(&client).unwrap();
+        let memory = tempfile::tempfile().unwrap();
+        let fd = memory.as_fd();
+        // The answer to a request that nobody waits for any more, then that of the next.
+        for request in [1, 2] {
+            let attached = Frame::Attached {
+                lane: LaneNo(request + 10),
+                agent: AgentNo(0),
+                shard: ShardNo(0),
+                sizes: LaneSizes::DEFAULT,
+                window_bytes: 8192,
+            };
+            server.send(request, &attached, &[fd, fd, fd]).unwrap();
+        }
+        let answer = await_answer(&client, &events, 2).unwrap();
+        assert!(matches!(answer, Answer::Attached { lane, .. } if lane == LaneNo(12)));
+        let mut buffer = [0; FRAME_BYTES_MAX];
+        let detach = Frame::Detach { lane: LaneNo(11) };
+        assert_eq!(server.receive(&mut buffer).unwrap().frame, detach);
+        let nothing = server.receive(&mut buffer);
+        assert!(matches!(nothing, Err(SocketError::WouldBlock)));
     }
 }

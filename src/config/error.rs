@@ -106,7 +106,7 @@ pub enum Problem {
     },
     /// Text that is not a size.
     #[error(
-        "not a size; write a number with B, KiB, MiB or GiB ({} to {})",
+        "not a size; write a number with B, KiB, MiB, GiB or TiB ({} to {})",
         size_text(*.min), size_text(*.max)
     )]
     NotASize {

@@ -118,9 +118,9 @@ pub(super) fn open_cached(directory: &Path, segment: SegmentNo) -> Option<File> 
     let (mode, resolve) = (Mode::empty(), ResolveFlags::CACHED);
     match rustix::fs::openat2(rustix::fs::CWD, &path, flags, mode, resolve) {
         Ok(file) => Some(file.into()),
-        // Forbidden by a filter that knows the older calls only: those wait for a directory's block,
-        // at worst.
-        Err(Errno::NOSYS | Errno::PERM) => File::open(path).ok(),
+        // Before Linux 5.12, or forbidden by a filter that knows the older calls only: those wait for a
+        // directory's block, at worst.
+        Err(Errno::INVAL | Errno::NOSYS | Errno::PERM) => File::open(path).ok(),
         Err(_) => None,
     }
 }

@@ -5,16 +5,19 @@
 //!
 //! Invariants
 //! - the answers of a session leave in the order of its requests.
-//! - a lane whose `Attached` did not reach the client is taken back: the session died, the shard
-//!   took too long, the socket was full.
+//! - an answer that finds the socket full waits for room there, and those behind it with it.
+//! - a lane whose `Attached` did not reach the client is taken back: the session died, or the shard
+//!   took too long.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
+use rustix::event::epoll::EventFlags;
+
 use crate::agent::frame::{ATTACH_CREATE, ATTACH_PUBLIC, Frame, RefusalCode};
-use crate::agent::socket::{FrameSocket, Peer};
+use crate::agent::socket::{FrameSocket, Peer, SocketError};
 use crate::client::Attach;
 use crate::id::{LaneNo, ShardNo};
 use crate::runtime::control::{
@@ -27,6 +30,9 @@ const REQUESTS_MAX: usize = 4096;
 /// Of these, attaches: each holds two descriptors.
 const ATTACHES_MAX: usize = 64;
 
+/// What is waited for on the socket of a session that may ask for more.
+pub(super) const SPEAKS: EventFlags = EventFlags::IN.union(EventFlags::RDHUP);
+
 /// One connected process.
 pub(super) struct Guest {
     key: u64,
@@ -37,8 +43,10 @@ pub(super) struct Guest {
     pub(super) seat: Option<SessionSeat>,
     /// Readable once the process is dead.
     pub(super) process: Option<OwnedFd>,
-    /// Its frames are left in the socket for now.
-    pub(super) is_paused: bool,
+    /// What is waited for on its socket.
+    pub(super) listened: EventFlags,
+    /// An answer waits for room in the socket.
+    is_stuck: bool,
     requests: VecDeque<Request>,
     /// Of these, how many are or were attaches.
     attaches: usize,
@@ -85,11 +93,24 @@ impl Guest {
             name: String::new(),
             seat: None,
             process: None,
-            is_paused: false,
+            listened: SPEAKS,
+            is_stuck: false,
             requests: VecDeque::new(),
             attaches: 0,
             first: 0,
         }
+    }
+
+    /// What to wait for on its socket: its end; its frames, while more requests may be taken; room,
+    /// while an answer needs some.
+    pub(super) fn wanted(&self) -> EventFlags {
+        let mut wanted = if self.is_full() {
+            EventFlags::RDHUP
+        } else {
+            SPEAKS
+        };
+        wanted.set(EventFlags::OUT, self.is_stuck);
+        wanted
     }
 
     /// Whether no more requests are to be taken for now.
@@ -243,30 +264,40 @@ impl Guest {
         }
     }
 
-    /// Sends the answers that are ready, as far as their order lets them.
+    /// Sends the answers that are ready, as far as their order and the room in the socket let them.
     pub(super) fn send_answers(&mut self, control: &ControlPlane) {
-        while let Some(Request { state, .. }) = self.requests.front()
-            && matches!(state, State::Done(_))
-            && let Some(request) = self.requests.pop_front()
-            && let State::Done(reply) = request.state
+        self.is_stuck = false;
+        while let Some(Request { number, state, .. }) = self.requests.front()
+            && let State::Done(reply) = state
         {
-            let number = request.number;
+            let sent = match reply {
+                Reply::Attached(lane) => self.send_attached(*number, lane),
+                Reply::Detached(lane) => {
+                    let lane = *lane;
+                    self.socket.send(*number, &Frame::Detached { lane }, &[])
+                }
+                Reply::Refused(refusal) => self.refuse(*number, refusal),
+            };
+            if let Err(SocketError::WouldBlock) = sent {
+                self.is_stuck = true;
+                return;
+            }
+            let Some(request) = self.requests.pop_front() else {
+                return;
+            };
             self.first += 1;
             self.attaches -= usize::from(request.is_attach);
-            match reply {
-                Reply::Attached(lane) => self.send_attached(control, number, &lane),
-                // It reads nothing, or is gone: it will see neither.
-                Reply::Detached(lane) => {
-                    let _ = self.socket.send(number, &Frame::Detached { lane }, &[]);
-                }
-                Reply::Refused(refusal) => {
-                    let _ = self.refuse(number, &refusal);
-                }
+            // It is gone, and its session ends soon; until then nobody else would close the lane.
+            if sent.is_err()
+                && let State::Done(Reply::Attached(lane)) = request.state
+                && let Some(seat) = &mut self.seat
+            {
+                let _ = control.detach(seat, lane.lane, Answer::unheard());
             }
         }
     }
 
-    fn send_attached(&mut self, control: &ControlPlane, number: u32, lane: &NewLane) {
+    fn send_attached(&self, number: u32, lane: &NewLane) -> Result<(), SocketError> {
         let attached = Frame::Attached {
             lane: lane.lane,
             agent: lane.agent,
@@ -279,19 +310,11 @@ impl Guest {
             lane.server.as_fd(),
             lane.window.as_fd(),
         ];
-        if self.socket.send(number, &attached, &fds).is_err()
-            && let Some(seat) = &mut self.seat
-        {
-            let _ = control.detach(seat, lane.lane, Answer::unheard());
-        }
+        self.socket.send(number, &attached, &fds)
     }
 
     /// Tells the client that a request was refused.
-    pub(super) fn refuse(
-        &self,
-        number: u32,
-        refusal: &Refusal,
-    ) -> Result<(), crate::agent::SocketError> {
+    pub(super) fn refuse(&self, number: u32, refusal: &Refusal) -> Result<(), SocketError> {
         let Refusal { code, text } = refusal;
         self.socket
             .send(number, &Frame::Refused { code: *code, text }, &[])

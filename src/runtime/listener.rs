@@ -31,7 +31,7 @@ use crate::agent::frame::{FRAME_BYTES_MAX, Frame, FrameError, RefusalCode};
 use crate::agent::socket::{FrameSocket, SocketError};
 use crate::id::{SessionNo, ShardNo};
 use crate::runtime::control::{ControlPlane, Events, Notice, Refusal};
-use crate::runtime::guest::Guest;
+use crate::runtime::guest::{Guest, SPEAKS};
 use crate::runtime::handshakes::Handshakes;
 use crate::runtime::health::{Failure, Health};
 use crate::shard::Event;
@@ -52,8 +52,6 @@ const WAKE: u64 = 1;
 const FIRST_SESSION: u64 = 2;
 /// Beside a session's key: the handle of its process.
 const PROCESS: u64 = 1 << 63;
-/// What is waited for on a session's socket.
-const SPEAKS: epoll::EventFlags = epoll::EventFlags::IN.union(epoll::EventFlags::RDHUP);
 
 /// Why the runtime can't listen.
 #[derive(Debug, thiserror::Error)]
@@ -450,27 +448,32 @@ impl Thread {
             return;
         };
         guest.send_answers(&self.control);
-        if guest.is_paused && !guest.is_full() {
-            self.listen_to(key, SPEAKS);
-        }
+        self.listen_to(key);
     }
 
-    /// Listens to a session's frames, or only for its end.
-    fn listen_to(&mut self, key: u64, what: epoll::EventFlags) {
+    /// Listens to what a session wants to be heard for now.
+    fn listen_to(&mut self, key: u64) {
         let Some(guest) = self.sessions.get_mut(&key) else {
             return;
         };
-        guest.is_paused = !what.contains(epoll::EventFlags::IN);
+        let wanted = guest.wanted();
+        if wanted == guest.listened {
+            return;
+        }
+        guest.listened = wanted;
         let data = epoll::EventData::new_u64(key);
         // It can't fail for a socket that is in there; a session nobody hears is ended.
-        if epoll::modify(&self.poll, guest.socket.as_fd(), data, what).is_err() {
+        if epoll::modify(&self.poll, guest.socket.as_fd(), data, wanted).is_err() {
             self.forget(key, CloseReason::Detached);
         }
     }
 
     fn take_event(&mut self, key: u64, flags: epoll::EventFlags) {
-        let paused = self.sessions.get(&key).is_some_and(|guest| guest.is_paused);
-        if !paused {
+        if flags.contains(epoll::EventFlags::OUT) {
+            self.send_answers(key);
+        }
+        let speaks = |guest: &Guest| guest.listened.contains(epoll::EventFlags::IN);
+        if self.sessions.get(&key).is_some_and(speaks) {
             self.take_frames(key);
         } else if flags.intersects(epoll::EventFlags::RDHUP | epoll::EventFlags::HUP) {
             // Its last frames are not worth reading: their answers would reach nobody.
@@ -485,7 +488,7 @@ impl Thread {
                 return;
             };
             if guest.is_full() {
-                return self.listen_to(key, epoll::EventFlags::RDHUP);
+                return self.listen_to(key);
             }
             let socket = Arc::clone(&guest.socket);
             let received = match socket.receive(&mut buffer) {
@@ -595,7 +598,7 @@ impl Thread {
         if guest.awaits(ticket) {
             self.waiting.push_back((deadline, key, ticket));
         } else {
-            guest.send_answers(&self.control);
+            self.send_answers(key);
         }
         Ok(())
     }

@@ -157,6 +157,76 @@ fn answers_of_a_session_leave_in_the_order_of_its_requests() {
 }
 
 #[test]
+fn answers_that_find_the_socket_full_wait_for_room() {
+    use crate::agent::frame::{ATTACH_CREATE, FRAME_BYTES_MAX, Frame};
+    use crate::agent::socket::FrameSocket;
+    let dir = tempfile::tempdir().unwrap();
+    let runtime = start(dir.path(), Io::Threads);
+    let socket = FrameSocket::connect(runtime.socket()).unwrap();
+    let name = "by hand";
+    socket
+        .send(0, &Frame::Hello { features: 0, name }, &[])
+        .unwrap();
+    // More answers than a socket holds, and one that matters behind them, all before the first is
+    // read: what a client does that drops many lanes and attaches another.
+    let count = 1000;
+    for number in 1..=count {
+        let lane = crate::id::LaneNo(number);
+        socket.send(number, &Frame::Detach { lane }, &[]).unwrap();
+    }
+    let (flags, agent) = (ATTACH_CREATE, "agent");
+    socket
+        .send(count + 1, &Frame::Attach { flags, agent }, &[])
+        .unwrap();
+    wait_for("the lane is there", || {
+        (runtime.stats().agents > 0).then_some(())
+    });
+    socket.set_blocking(false).unwrap();
+    let mut buffer = [0; FRAME_BYTES_MAX];
+    for expected in 0..=count + 1 {
+        let received = wait_for("an answer", || {
+            socket.receive(&mut buffer).ok().map(|got| got.request)
+        });
+        assert_eq!(received, expected);
+    }
+    runtime.shutdown().unwrap();
+}
+
+#[test]
+fn a_shutdown_completes_what_is_pending_of_processes_too() {
+    use crate::config::Durability;
+    let dir = tempfile::tempdir().unwrap();
+    let runtime = Runtime::start(Config {
+        // So long does the write wait for company, unless it is for the end.
+        group_commit_interval: Duration::from_millis(100),
+        io: Io::Threads,
+        ..Config::at(dir.path())
+    })
+    .unwrap();
+    let session = Session::connect(runtime.socket()).unwrap();
+    let mut lane = session.attach("agent", Attach::default()).unwrap();
+    let options = crate::client::PutOptions {
+        durability: Some(Durability::Power),
+        ..Default::default()
+    };
+    lane.submit_put(b"k", b"v", options).unwrap();
+    lane.flush();
+    wait_for("the write was taken", || {
+        (runtime.stats().writes > 0).then_some(())
+    });
+    runtime.shutdown().unwrap();
+    let mut out = Vec::new();
+    let written = lane.wait(&mut out).unwrap().unwrap().outcome.unwrap();
+    assert_eq!(written.durability, Some(Durability::Power));
+    let closed = lane.put(b"k", b"w").unwrap_err();
+    let reason = CloseReason::ShuttingDown;
+    assert!(
+        matches!(closed, ClientError::Closed { reason: why } if why == reason),
+        "{closed}"
+    );
+}
+
+#[test]
 fn what_is_given_up_while_a_shard_stands_still_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let runtime = start(dir.path(), Io::Threads);

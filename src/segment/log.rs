@@ -736,6 +736,12 @@ impl Log {
             })
     }
 
+    /// The shard whose log it is.
+    #[must_use]
+    pub fn shard(&self) -> ShardNo {
+        self.config.shard
+    }
+
     /// The last record appended.
     #[must_use]
     pub fn last(&self) -> Sequence {

@@ -66,10 +66,7 @@ impl<D: Disk> Store<D> {
             match run(&self.nodes) {
                 Ok(done) => return Ok(done),
                 Err(TreeError::Absent(id)) => self.fetch_node(&id)?,
-                Err(error) => {
-                    tracing::error!(%error, "a state tree is damaged");
-                    return Err(Refused::Corrupt);
-                }
+                Err(_) => return Err(Refused::Corrupt),
             }
         }
     }
@@ -86,7 +83,7 @@ impl<D: Disk> Store<D> {
                 Ok(())
             }
             Read::Here(_) => {
-                self.tables.objects.quarantine(no);
+                self.quarantine(no);
                 Err(Refused::Corrupt)
             }
         }
@@ -104,7 +101,7 @@ impl<D: Disk> Store<D> {
         if good {
             self.nodes.insert(&id, stored);
         } else {
-            self.tables.objects.quarantine(no);
+            self.quarantine(no);
         }
         good
     }
@@ -118,7 +115,7 @@ impl<D: Disk> Store<D> {
         match self.piece(no, 0, bytes, |chunk| out.extend_from_slice(chunk)) {
             Piece::L2 | Piece::L3 => Ok(()),
             Piece::Cold(_) => Err(Refused::Cold(no)),
-            Piece::Corrupt(_) => Err(Refused::Corrupt),
+            Piece::Corrupt => Err(Refused::Corrupt),
         }
     }
 }

@@ -488,11 +488,13 @@ impl<D: Disk> Shard<D> {
     fn flush(&mut self) -> Result<(), (Status, u32)> {
         self.must_flush = false;
         let mut outcome = Ok(());
+        let bytes = self.store.log.buffered_bytes();
         let flushed = self.store.flush();
         self.counters().flushes.add(1);
         let mut staged = std::mem::take(&mut self.staged);
         match flushed {
             Flushed::Done => {
+                self.counters().log_bytes.add(bytes as u64);
                 for Staged {
                     lane,
                     completion,

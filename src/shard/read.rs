@@ -355,10 +355,10 @@ impl<D: Disk> Shard<D> {
                 failed.detail = BusyReason::ColdReads as u32;
             }
             if status == Status::Corrupt {
-                let at = self.store.tables.objects.get(piece.object).at;
-                report_damage(self.options.no.0, at);
                 self.counters().corrupt.add(1);
-            } else if let Err(error) = &result {
+            } else if let Err(error) = &result
+                && status != Status::Busy
+            {
                 tracing::warn!(shard = self.options.no.0, %error, "a cold read failed");
             }
             if let Some(read) = self.pending.read_mut(piece.read) {
@@ -472,10 +472,7 @@ fn serve_piece<D: Disk>(
             });
             Served::Whole(Tier::Cold)
         }
-        Piece::Corrupt(place) => {
-            report_damage(u16::MAX, place);
-            Served::Corrupt
-        }
+        Piece::Corrupt => Served::Corrupt,
     }
 }
 
@@ -490,14 +487,4 @@ fn count_tier(counters: &ShardCounters, tier: Tier) {
         Tier::L3 => counters.l3_hits.add(1),
         _ => {}
     }
-}
-
-fn report_damage(shard: u16, at: crate::segment::Location) {
-    tracing::error!(
-        shard,
-        segment = at.segment.0,
-        offset = at.offset,
-        bytes = at.bytes,
-        "stored bytes are damaged; the value is quarantined"
-    );
 }

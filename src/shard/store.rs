@@ -75,7 +75,7 @@ pub enum Piece {
     /// Not in memory: read it through the I/O core.
     Cold(Location),
     /// The stored bytes do not match the id.
-    Corrupt(Location),
+    Corrupt,
 }
 
 /// A write that was applied.
@@ -208,14 +208,14 @@ impl<D: Disk> Store<D> {
         }
         let (at, id, kind) = (object.at, object.id, object.kind);
         if object.quarantined {
-            return Piece::Corrupt(at);
+            return Piece::Corrupt;
         }
         match self.log.read(&mut self.disk, at) {
             Read::Cold => Piece::Cold(at),
             Read::Here(stored) => {
                 if kind.id_of(stored) != id {
-                    self.tables.objects.quarantine(no);
-                    return Piece::Corrupt(at);
+                    self.quarantine(no);
+                    return Piece::Corrupt;
                 }
                 sink(&stored[from..from + bytes]);
                 admit(&mut self.l2, &mut self.tables, no, stored);
@@ -228,7 +228,7 @@ impl<D: Disk> Store<D> {
     pub fn take_cold(&mut self, no: ObjectNo, stored: &[u8]) -> bool {
         let object = self.tables.objects.get(no);
         if object.kind.id_of(stored) != object.id {
-            self.tables.objects.quarantine(no);
+            self.quarantine(no);
             return false;
         }
         if object.cached == NOT_CACHED {
@@ -237,10 +237,27 @@ impl<D: Disk> Store<D> {
         true
     }
 
+    /// Serves and shares an object's stored bytes no more. Said once: an agent may ask for them
+    /// without end.
+    #[cold]
+    pub(super) fn quarantine(&mut self, no: ObjectNo) {
+        let object = self.tables.objects.get(no);
+        if !object.quarantined {
+            tracing::error!(
+                shard = self.log.shard().0,
+                segment = object.at.segment.0,
+                offset = object.at.offset,
+                bytes = object.at.bytes,
+                "stored bytes are damaged; the value is quarantined"
+            );
+        }
+        self.tables.objects.quarantine(no);
+    }
+
     /// Whether a record with this payload can be appended now. Where the disk is full, the end of
     /// the last segment is left to deletes.
     pub fn ready(&mut self, payload_bytes: usize, adds_key: bool) -> Result<(), Refused> {
-        if adds_key && self.index_bytes > self.index_bytes_max {
+        if adds_key && self.is_full() {
             return Err(Refused::Memory);
         }
         let bytes = payload_bytes + HEAD_BYTES_MAX + self.delete_reserve_bytes;
@@ -250,6 +267,12 @@ impl<D: Disk> Store<D> {
             Err(NotReady::Failed(DiskError::NoSpace)) => Err(Refused::NoSpace),
             Err(NotReady::Failed(_) | NotReady::ReadOnly(_)) => Err(Refused::ReadOnly),
         }
+    }
+
+    /// Whether the indexes have no room for another key.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.index_bytes > self.index_bytes_max
     }
 
     /// Checks what a caller expects a key to name: `None` nothing, `Some(id)` that value.
@@ -278,8 +301,18 @@ impl<D: Disk> Store<D> {
         key: &[u8],
         payload: &[u8],
     ) -> Result<(ObjectNo, Written), Refused> {
-        let before = self.value(at, key);
-        self.ready(payload.len(), before.is_none())?;
+        self.ready(payload.len(), self.value(at, key).is_none())?;
+        self.put_granted(at, key, payload)
+    }
+
+    /// The same, where [`Store::ready`] has granted this write already, perhaps among others: what
+    /// those took of the memory since does not refuse it.
+    pub fn put_granted(
+        &mut self,
+        at: BranchRef,
+        key: &[u8],
+        payload: &[u8],
+    ) -> Result<(ObjectNo, Written), Refused> {
         let id = ObjectId::of_blob(payload);
         let (object, stored) = match self.tables.objects.find_named(&id) {
             Some(object) => {

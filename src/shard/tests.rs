@@ -12,6 +12,7 @@ use crate::agent::arena::Block;
 use crate::agent::bell::{ClientBells, ServerBells, StatusPage};
 use crate::agent::client_lane::ClientLane;
 use crate::agent::layout::{LaneSizes, PART_BYTES_MAX};
+use crate::agent::packed;
 use crate::agent::server_lane::ServerLane;
 use crate::cache::L2;
 use crate::id::{AgentNo, LaneNo, ObjectId, SessionNo, View};
@@ -45,7 +46,12 @@ struct World {
 
 impl World {
     /// A shard over what a disk holds; with `l2_bytes` 0 every read goes to the segments.
-    fn over(mut disk: MemoryDisk, l2_bytes: usize) -> Self {
+    fn over(disk: MemoryDisk, l2_bytes: usize) -> Self {
+        Self::within(disk, l2_bytes, 1 << 30)
+    }
+
+    /// The same, with so much memory for its indexes.
+    fn within(mut disk: MemoryDisk, l2_bytes: usize, index_bytes_max: u64) -> Self {
         let mut tables = Tables::default();
         let no = ShardNo(0);
         let recovered =
@@ -66,7 +72,13 @@ impl World {
         };
         let log = Log::new(config, recovered.start);
         disk.at_once = true;
-        let store = Store::new(tables, log, disk, L2::new(l2_bytes).unwrap(), 1 << 30);
+        let store = Store::new(
+            tables,
+            log,
+            disk,
+            L2::new(l2_bytes).unwrap(),
+            index_bytes_max,
+        );
         let options = ShardOptions {
             no,
             durability: Durability::Process,
@@ -529,6 +541,76 @@ fn a_full_disk_refuses_writes_until_there_is_room() {
     let mut world = world.restarted(0);
     assert_eq!(world.get(b"again").unwrap(), [1; 30_000]);
     assert_eq!(world.get(b"first").unwrap(), b"kept");
+}
+
+#[test]
+fn several_puts_at_once_are_all_refused_or_all_done_where_memory_runs_short() {
+    let index_bytes_max = Tables::default().memory_bytes() + 500;
+    let mut world = World::within(MemoryDisk::new(), 1 << 20, index_bytes_max);
+    let mut put_all = |keys: &[&[u8]]| {
+        let mut pairs = Vec::new();
+        for key in keys {
+            packed::push_pair(&mut pairs, key, b"value").unwrap();
+        }
+        world.submit(Op::MultiPut, &[], &pairs, |_| {});
+        let status = world.wait().status;
+        let there = keys
+            .iter()
+            .filter(|key| world.get(key) == Ok(b"value".to_vec()));
+        (status, there.count())
+    };
+    // There is room when it begins, and none before its end.
+    let keys: [&[u8]; 8] = [b"a", b"b", b"c", b"d", b"e", b"f", b"g", b"h"];
+    assert_eq!(put_all(&keys), (Status::Ok, 8));
+    // Now there is none, for new keys.
+    assert_eq!(put_all(&[b"a", b"i", b"b"]), (Status::Busy, 2));
+    assert_eq!(put_all(&keys), (Status::Ok, 8));
+}
+
+/// Runs `act`; the lines that were logged by this thread meanwhile.
+fn logged(act: impl FnOnce()) -> Vec<String> {
+    let (lines, write) = std::io::pipe().unwrap();
+    let subscriber = tracing_subscriber::fmt()
+        .with_ansi(false)
+        .with_writer(std::sync::Mutex::new(write))
+        .finish();
+    tracing::subscriber::with_default(subscriber, act);
+    let text = std::io::read_to_string(lines).unwrap();
+    text.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn what_is_handed_to_the_log_is_counted() {
+    let mut world = World::new(1 << 20);
+    let counted = |world: &World| world.shard.counters().log_bytes.get();
+    let before = counted(&world);
+    world.put(b"k", &[7; 3000]);
+    let once = counted(&world) - before;
+    assert!((3000..4000).contains(&once), "{once}");
+    // The same bytes again are not stored again.
+    world.put(b"l", &[7; 3000]);
+    let twice = counted(&world) - before - once;
+    assert!((1..1000).contains(&twice), "{twice}");
+}
+
+#[test]
+fn damage_is_told_once_however_often_it_is_asked_for() {
+    for cold in [false, true] {
+        let mut world = World::new(0);
+        world.put(b"bad", &[0xAB; 5000]);
+        let at = world.shard.store.tables.objects.get(ObjectNo(0)).at;
+        world.disk().bytes_mut(at.segment)[at.offset as usize + 77] ^= 4;
+        if cold {
+            world.disk().cold.push((at.segment, 0..SEGMENT_BYTES));
+        }
+        let lines = logged(|| {
+            for _ in 0..20 {
+                assert_eq!(world.get(b"bad"), Err(Status::Corrupt));
+            }
+        });
+        assert_eq!(lines.len(), 1, "{lines:?}");
+        assert!(lines[0].contains("damaged") && lines[0].contains("shard=0"));
+    }
 }
 
 #[test]
@@ -1124,10 +1206,14 @@ fn a_full_queue_of_the_disk_is_busy_with_its_reason() {
     let segment = world.shard.store.tables.objects.get(ObjectNo(0)).at.segment;
     world.disk().cold.push((segment, 0..SEGMENT_BYTES));
     let slots = std::mem::replace(&mut world.disk().queue_slots, 0);
-    world.submit(Op::Get, b"a", b"", |_| {});
-    let busy = world.wait();
-    assert_eq!(busy.status, Status::Busy);
-    assert_eq!(busy.detail, BusyReason::ColdReads as u32);
+    let lines = logged(|| {
+        world.submit(Op::Get, b"a", b"", |_| {});
+        let busy = world.wait();
+        assert_eq!(busy.status, Status::Busy);
+        assert_eq!(busy.detail, BusyReason::ColdReads as u32);
+    });
+    // It is counted, and the asker knows: a busy spell must not be slowed down by a log.
+    assert_eq!(lines, [""; 0]);
     world.disk().queue_slots = slots;
     assert_eq!(world.get(b"a").unwrap(), b"x");
 }

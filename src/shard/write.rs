@@ -189,13 +189,15 @@ impl<D: Disk> Shard<D> {
         let bytes = pairs
             .map(|(key, value)| Record::put_bytes(key.len(), value.len()))
             .sum::<usize>();
-        if let Err(refused) = self.store.ready(bytes, true) {
+        let is_new = |(key, _): packed::Pair<'_>| self.store.value(place, key).is_none();
+        let adds_key = self.store.is_full() && { pairs }.any(is_new);
+        if let Err(refused) = self.store.ready(bytes, adds_key) {
             return self.end_write(at, entry, Err(refused));
         }
         let durability = entry.durability.unwrap_or(self.options.durability);
         let mut last = None;
         for (no, (key, value)) in pairs.enumerate() {
-            let (object, written) = match self.store.put(place, key, value) {
+            let (object, written) = match self.store.put_granted(place, key, value) {
                 Ok(stored) => stored,
                 Err(refused) => return self.end_write(at, entry, Err(refused)),
             };
