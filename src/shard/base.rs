@@ -7,7 +7,7 @@
 //! - a value that the tree names is an object of this shard; where it is not, the tree is damaged.
 //! - an operation that is stopped has changed nothing but what is remembered of the tree.
 
-use crate::id::ObjectId;
+use crate::id::{OBJECT_ID_BYTES, ObjectId};
 use crate::segment::index::ObjectNo;
 use crate::segment::{Disk, ObjectKind, Read};
 use crate::shard::agent::BranchRef;
@@ -28,6 +28,25 @@ impl<D: Disk> Store<D> {
             Some(held) => Ok(held.value),
             None if branch.base == EMPTY_TREE => Ok(None),
             None => self.lookup_base(at, key),
+        }
+    }
+
+    /// Checks what a caller expects a key to name: `None` nothing, `Some(id)` that value.
+    pub fn expect(
+        &mut self,
+        at: BranchRef,
+        key: &[u8],
+        expected: &[u8; OBJECT_ID_BYTES],
+    ) -> Result<(), Refused> {
+        let current = self.lookup(at, key)?.map(|value| self.value_id(value));
+        let matches = match current {
+            None => *expected == [0; OBJECT_ID_BYTES],
+            Some(id) => id.as_bytes() == expected,
+        };
+        if matches {
+            Ok(())
+        } else {
+            Err(Refused::Stale(current))
         }
     }
 

@@ -275,25 +275,6 @@ impl<D: Disk> Store<D> {
         self.index_bytes > self.index_bytes_max
     }
 
-    /// Checks what a caller expects a key to name: `None` nothing, `Some(id)` that value.
-    pub fn expect(
-        &mut self,
-        at: BranchRef,
-        key: &[u8],
-        expected: &[u8; OBJECT_ID_BYTES],
-    ) -> Result<(), Refused> {
-        let current = self.lookup(at, key)?.map(|value| self.value_id(value));
-        let matches = match current {
-            None => *expected == [0; OBJECT_ID_BYTES],
-            Some(id) => id.as_bytes() == expected,
-        };
-        if matches {
-            Ok(())
-        } else {
-            Err(Refused::Stale(current))
-        }
-    }
-
     /// Lets a key name a value of at most one part; also the object that it names now.
     pub fn put(
         &mut self,
