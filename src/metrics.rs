@@ -165,6 +165,12 @@ counters! {
     /// Allocations on the shard's thread while it served everything else: absent keys, reads that
     /// waited for the device or another shard.
     allocations_cold,
+    /// Shards: 1 each.
+    shards,
+    /// Memory that the runtime may have, in bytes; counted by the first shard.
+    memory_max_bytes,
+    /// Whether the I/O core is one of io_uring: 1 or 0; counted by the first shard.
+    io_uring,
 }
 
 /// A latency distribution in nanoseconds, up to a minute, to three digits.

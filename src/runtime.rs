@@ -269,6 +269,10 @@ impl Runtime {
 
         let counters: Arc<[ShardCounters]> =
             seats.iter().map(|_| ShardCounters::default()).collect();
+        counters.iter().for_each(|counters| counters.shards.set(1));
+        counters[0].memory_max_bytes.set(config.memory_max as u64);
+        let io_uring = io.backend() == Backend::Glommio;
+        counters[0].io_uring.set(u64::from(io_uring));
         let started = Instant::now();
         let mut recovery = Recovery::default();
         let l2_bytes = config.memory_max / L2_SHARE;

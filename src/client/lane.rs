@@ -12,9 +12,8 @@ use crate::agent::client_lane::{ClientLane, Notify};
 use crate::agent::entry::{Completion, Op, Status, Submission, Tier};
 use crate::agent::layout::PART_BYTES_MAX;
 use crate::agent::packed;
-use crate::client::reply::{
-    Expect, Found, Page, PutOptions, Reply, ScannedKey, Stat, Ticket, Written,
-};
+use crate::client::pipeline::read_stats;
+use crate::client::reply::{Expect, Found, Page, PutOptions, Reply, Stat, Ticket, Written};
 use crate::client::session::{AttachedLane, Connection};
 use crate::client::{ClientError, Session};
 use crate::config::Durability;
@@ -238,14 +237,8 @@ impl Lane {
     /// # Errors
     /// [`ClientError`].
     pub fn exists(&mut self, key: &[u8]) -> Result<Option<Stat>, ClientError> {
-        let entry = self.entry(Op::Exists);
-        let ticket = self.submit(entry, key, &[], 0)?;
-        let completion = self.finish(ticket, None)?;
-        let found = completion.status == Status::Ok;
-        Ok(found.then_some(Stat {
-            value_bytes: completion.value_bytes,
-            id: completion.id,
-        }))
+        let ticket = self.submit_exists(key)?;
+        Ok(Stat::of(&self.finish(ticket, None)?))
     }
 
     /// Keys that begin with `prefix` and come after `after` (empty: from the first), at most
@@ -254,26 +247,8 @@ impl Lane {
     /// # Errors
     /// [`ClientError`].
     pub fn scan(&mut self, prefix: &[u8], after: &[u8], limit: usize) -> Result<Page, ClientError> {
-        for key in [prefix, after] {
-            if key.len() > KEY_BYTES_MAX {
-                return Err(ClientError::KeyLength { bytes: key.len() });
-            }
-        }
-        let mut entry = self.entry(Op::Scan);
-        entry.arg0 = limit as u64;
-        let ticket = self.submit(entry, prefix, after, LIST_BYTES)?;
-        self.with_reply(ticket, |_, completion, reply| {
-            let found = packed::Scanned::parse(reply).map_err(|_| ClientError::BadReply)?;
-            let keys = found.map(|found| ScannedKey {
-                key: found.key.to_vec(),
-                value_bytes: u64::from(found.value_bytes),
-                id: found.id,
-            });
-            Ok(Page {
-                keys: keys.collect(),
-                more: completion.more,
-            })
-        })
+        let ticket = self.submit_scan(prefix, after, limit, LIST_BYTES)?;
+        self.with_reply(ticket, |_, completion, reply| Page::of(completion, reply))
     }
 
     /// The values of several keys in one request. Values that find no room in one reply are read
@@ -285,12 +260,7 @@ impl Lane {
         if keys.is_empty() {
             return Ok(Vec::new());
         }
-        let mut list = Vec::new();
-        for key in keys {
-            packed::push_key(&mut list, key).map_err(too_long)?;
-        }
-        let entry = self.entry(Op::MultiGet);
-        let ticket = self.submit(entry, &[], &list, LIST_BYTES)?;
+        let ticket = self.submit_multi_get(keys, LIST_BYTES)?;
         self.with_reply(ticket, |lane, _, reply| {
             let items = packed::Values::parse(reply).map_err(|_| ClientError::BadReply)?;
             let mut values = Vec::with_capacity(keys.len());
@@ -329,14 +299,7 @@ impl Lane {
         if pairs.is_empty() {
             return Ok(None);
         }
-        let mut list = Vec::new();
-        for (key, value) in pairs {
-            packed::push_pair(&mut list, key, value).map_err(too_long)?;
-        }
-        let mut entry = self.entry(Op::MultiPut);
-        entry.durability = durability;
-        let room = (pairs.len() * packed::PUT_ANSWER_BYTES) as u32;
-        let ticket = self.submit(entry, &[], &list, room)?;
+        let ticket = self.submit_multi_put(pairs, durability)?;
         self.with_reply(ticket, |_, completion, _| Ok(Some(Written::of(completion))))
     }
 
@@ -363,72 +326,8 @@ impl Lane {
     /// # Errors
     /// [`ClientError`].
     pub fn stats(&mut self) -> Result<Stats, ClientError> {
-        let entry = self.entry(Op::Stats);
-        let ticket = self.submit(entry, &[], &[], (Stats::COUNT * 8) as u32)?;
-        self.with_reply(ticket, |_, _, reply| {
-            let words = reply.chunks_exact(8);
-            let values: Vec<u64> = words
-                .map(|word| u64::from_le_bytes(word.try_into().expect("a chunk of 8")))
-                .collect();
-            Ok(Stats::from_slice(&values))
-        })
-    }
-
-    /// Starts a read; the shard is asked even if the window has the value. `bytes_max` bytes of
-    /// the value are wanted at most.
-    ///
-    /// # Errors
-    /// [`ClientError::LaneFull`]: finish something first.
-    pub fn submit_get(&mut self, key: &[u8], bytes_max: u32) -> Result<Ticket, ClientError> {
-        let entry = self.entry(Op::Get);
-        self.submit(entry, key, &[], bytes_max)
-    }
-
-    /// Starts a write of at most 64 KiB.
-    ///
-    /// # Errors
-    /// [`ClientError::LaneFull`]; [`ClientError::TooLarge`] above 64 KiB.
-    pub fn submit_put(
-        &mut self,
-        key: &[u8],
-        value: &[u8],
-        options: PutOptions,
-    ) -> Result<Ticket, ClientError> {
-        if value.len() > PART {
-            return Err(ClientError::TooLarge);
-        }
-        let mut entry = self.entry(Op::Put);
-        entry.durability = options.durability;
-        self.submit_write(entry, key, value, options.expect)
-    }
-
-    /// Starts a delete.
-    ///
-    /// # Errors
-    /// [`ClientError::LaneFull`].
-    pub fn submit_delete(
-        &mut self,
-        key: &[u8],
-        options: PutOptions,
-    ) -> Result<Ticket, ClientError> {
-        let mut entry = self.entry(Op::Delete);
-        entry.durability = options.durability;
-        self.submit_write(entry, key, &[], options.expect)
-    }
-
-    /// Starts a sync; see [`Lane::sync_to`].
-    ///
-    /// # Errors
-    /// [`ClientError::LaneFull`].
-    pub fn submit_sync(
-        &mut self,
-        sequence: u64,
-        durability: Durability,
-    ) -> Result<Ticket, ClientError> {
-        let mut entry = self.entry(Op::Sync);
-        entry.arg0 = sequence;
-        entry.durability = Some(durability);
-        self.submit(entry, &[], &[], 0)
+        let ticket = self.submit_stats()?;
+        self.with_reply(ticket, |_, _, reply| Ok(read_stats(reply)))
     }
 
     /// Tells the shard of all that was submitted. [`Lane::wait`] and [`Lane::arm`] do so too.
@@ -507,7 +406,7 @@ impl Lane {
         entry
     }
 
-    fn submit_write(
+    pub(super) fn submit_write(
         &mut self,
         mut entry: Submission,
         key: &[u8],
@@ -757,7 +656,7 @@ impl Drop for Lane {
     }
 }
 
-const PART: usize = PART_BYTES_MAX as usize;
+pub(super) const PART: usize = PART_BYTES_MAX as usize;
 
 fn free(ring: &mut ClientLane, input: Option<Block>, output: Option<Block>) {
     if let Some(block) = input {
@@ -765,11 +664,5 @@ fn free(ring: &mut ClientLane, input: Option<Block>, output: Option<Block>) {
     }
     if let Some(block) = output {
         ring.free_output(block);
-    }
-}
-
-fn too_long(error: packed::PackedError) -> ClientError {
-    ClientError::ListTooLong {
-        what: error.to_string(),
     }
 }

@@ -14,6 +14,7 @@
 
 mod error;
 mod lane;
+mod pipeline;
 mod reply;
 mod session;
 mod versions;
@@ -21,6 +22,7 @@ mod versions;
 pub use crate::agent::call::{DiffCounts, Policy, Revision};
 pub use error::ClientError;
 pub use lane::Lane;
+pub use pipeline::{MultiValue, read_stats};
 pub use reply::{Expect, Found, Page, PutOptions, Reply, ScannedKey, Stat, Ticket, Written};
 pub use session::{Attach, AttachedLane, Connection, Session};
 pub use versions::{

@@ -44,6 +44,9 @@ const FRAMES_PER_TURN: usize = 64;
 const ACCEPTS_PER_TURN: usize = 64;
 /// Sessions at once.
 const SESSIONS_MAX: usize = 1 << 16;
+/// Of these, connections of one user who is not the runtime's own: each may cost three descriptors, and
+/// nobody's are to be used up by another.
+const SESSIONS_PER_USER_MAX: usize = 1 << 10;
 /// How often a full queue of a shard is tried again.
 const CATCH_UP_EVERY: Duration = Duration::from_millis(10);
 
@@ -361,6 +364,9 @@ impl Thread {
         } else if self.sessions.len() >= SESSIONS_MAX {
             let text = "too many processes are attached; detach some";
             Some(Refusal::new(RefusalCode::TooMany, text))
+        } else if self.is_crowded_by(peer.uid) {
+            let text = "too many processes of this user are attached; detach some";
+            Some(Refusal::new(RefusalCode::TooMany, text))
         } else {
             None
         };
@@ -390,6 +396,13 @@ impl Thread {
         }
         // Most have said it already: they never count against others.
         self.take_frames(key);
+    }
+
+    /// Whether a user other than the runtime's own holds its share of the sessions.
+    fn is_crowded_by(&self, uid: u32) -> bool {
+        let of_user = |guest: &&Guest| guest.peer.uid == uid;
+        uid != rustix::process::getuid().as_raw()
+            && self.sessions.values().filter(of_user).count() >= SESSIONS_PER_USER_MAX
     }
 
     /// Hangs up on a connection that has no session.

@@ -17,7 +17,7 @@
 use std::collections::VecDeque;
 
 use crate::cache::{EntryNo, L2};
-use crate::id::{AgentNo, OBJECT_ID_BYTES, ObjectId};
+use crate::id::{AgentNo, ObjectId};
 use crate::segment::index::{NOT_CACHED, ObjectNo};
 use crate::segment::{
     Appended, Disk, DiskError, HEAD_BYTES_MAX, IoReply, ListPayload, Location, Log, LogError,
