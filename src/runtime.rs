@@ -210,6 +210,8 @@ impl Runtime {
         let auto_shards = config.shards == Choice::Auto;
         let mut resolved = resolve(config.clone(), &machine)?;
         let wanted = resolved.placement.shards.len() as u16;
+        // Before anything on the disk is touched.
+        listener::check(&config.socket)?;
         let data_dir = DataDir::open(&config.data_dir, wanted, auto_shards)?;
         if data_dir.shards() != wanted {
             let shards = Choice::Fixed(data_dir.shards());
@@ -267,12 +269,7 @@ impl Runtime {
         };
         let (io, disks) = IoCore::start(options)?;
 
-        let counters: Arc<[ShardCounters]> =
-            seats.iter().map(|_| ShardCounters::default()).collect();
-        counters.iter().for_each(|counters| counters.shards.set(1));
-        counters[0].memory_max_bytes.set(config.memory_max as u64);
-        let io_uring = io.backend() == Backend::Glommio;
-        counters[0].io_uring.set(u64::from(io_uring));
+        let counters = new_counters(config, &io, seats.len());
         let started = Instant::now();
         let mut recovery = Recovery::default();
         let l2_bytes = config.memory_max / L2_SHARE;
@@ -577,6 +574,16 @@ fn warn_of_damage(shard: ShardNo, recovered: &Recovered) {
 }
 
 /// A name for a new log: nothing depends on its quality but that two differ.
+/// Counters for each shard, and in them what never changes.
+fn new_counters(config: &Config, io: &IoCore, shards: usize) -> Arc<[ShardCounters]> {
+    let counters: Arc<[ShardCounters]> = (0..shards).map(|_| ShardCounters::default()).collect();
+    counters.iter().for_each(|counters| counters.shards.set(1));
+    counters[0].memory_max_bytes.set(config.memory_max);
+    let io_uring = io.backend() == Backend::Glommio;
+    counters[0].io_uring.set(u64::from(io_uring));
+    counters
+}
+
 /// Milliseconds since 1970 by the system's clock: for labels only.
 fn wall_ms() -> u64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);

@@ -57,12 +57,28 @@ fn a_socket_in_use_is_left_alone() {
     let runtime = Runtime::start(config(one.path())).unwrap();
     let taken = Config {
         socket: runtime.socket().to_owned(),
-        shards: Choice::Fixed(9),
         ..config(other.path())
     };
     let error = check(taken, Some(&runtime), &["in use", "socket"]);
     assert!(
         matches!(error, RuntimeError::Listen(ListenError::InUse { .. })),
+        "{error}"
+    );
+    let touched = std::fs::read_dir(other.path()).unwrap().count();
+    assert_eq!(touched, 0, "it was found before the disk was touched");
+}
+
+#[test]
+fn a_socket_without_a_directory_is_refused_and_what_was_started_stops() {
+    let other = tempfile::tempdir().unwrap();
+    let nowhere = Config {
+        socket: other.path().join("not/there/s"),
+        shards: Choice::Fixed(9),
+        ..config(other.path())
+    };
+    let error = check(nowhere, None, &["directory", "make it"]);
+    assert!(
+        matches!(error, RuntimeError::Listen(ListenError::NoDirectory { .. })),
         "{error}"
     );
     // What was started is stopped again, and the directory is free.
@@ -78,6 +94,19 @@ fn a_socket_in_use_is_left_alone() {
         ..config(other.path())
     };
     assert_eq!(Runtime::start(again).unwrap().shards(), 9);
+}
+
+#[test]
+fn a_file_in_place_of_the_data_directory_is_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("data");
+    std::fs::write(&file, "precious").unwrap();
+    let misplaced = Config {
+        socket: dir.path().join("s"),
+        ..config(&file)
+    };
+    check(misplaced, None, &["is no directory", "data_dir"]);
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "precious");
 }
 
 #[test]

@@ -1,9 +1,8 @@
-//! The I/O core as an executor of glommio: io_uring.
+//! Cold reads as an executor of glommio: io_uring.
 //!
 //! Floor 3, part of `io`. One pinned thread that sleeps until its door, an eventfd, is rung or the
-//! ring completes something. A task per serial line, a task per read line with one more for each
-//! read under way. fdatasync, opening and reading go through the ring; creates, footers and cuts
-//! run on one thread beside it.
+//! ring completes something. A task per read line, with one more for each read under way; opening
+//! and reading go through the ring.
 //!
 //! Invariants, each against a defect of glommio 0.9 that was met
 //! - nothing here polls memory: a task that does starves the reactor, and hung a loop of 500
@@ -26,13 +25,12 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
-use std::fs::File;
 use std::future::poll_fn;
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, mpsc};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -46,15 +44,14 @@ use rustix::event::EventfdFlags;
 use super::file;
 use super::line::{CoreEnd, Inbox, Next, Outbox, READ_LINES, READ_SLOTS, Watch};
 use super::probe::{Refusal, probe};
-use super::serial::{Device, Serial};
-use super::{CoreLines, READ_FILES_MAX, threads};
+use super::{READ_FILES_MAX, ReadLines, threads};
 use crate::id::SegmentNo;
 use crate::segment::{DiskError, IoReply, IoRequest};
 
 /// Memory for direct I/O, of which there is none; the least that glommio takes.
 const IO_MEMORY_BYTES: usize = 64 << 10;
-/// What a shard may have in the ring: its reads, as many opens, and a sync.
-const UNDER_WAY_PER_SHARD: usize = READ_LINES * (READ_SLOTS + 1) + 2;
+/// What a shard may have in the ring: its reads, and an open for each line.
+const UNDER_WAY_PER_SHARD: usize = READ_LINES * (READ_SLOTS + 1);
 /// What else is in the ring: the door, and closes of files.
 const UNDER_WAY_ELSE: usize = 64;
 /// The kernel takes no more.
@@ -64,13 +61,13 @@ const NEVER: Duration = Duration::from_secs(24 * 3600);
 
 /// A started executor that waits for its lines.
 pub(super) struct Started {
-    lines: mpsc::Sender<(Vec<CoreLines>, Watch)>,
+    lines: mpsc::Sender<(Vec<ReadLines>, Watch)>,
     thread: JoinHandle<()>,
 }
 
 impl Started {
     /// Gives it the lines to serve.
-    pub(super) fn serve(self, shards: Vec<CoreLines>, watch: Watch) -> JoinHandle<()> {
+    pub(super) fn serve(self, shards: Vec<ReadLines>, watch: Watch) -> JoinHandle<()> {
         // The thread waits for exactly this; were it dead, the watch would tell.
         let _ = self.lines.send((shards, watch));
         self.thread
@@ -91,8 +88,9 @@ pub(super) fn start(core: Option<usize>, shards: usize) -> Result<Started, Refus
         match catch_unwind(|| build(core, ring_depth)) {
             Ok(Ok(executor)) => {
                 let _ = report.send(Ok(()));
-                if let Ok((shards, watch)) = lines_of_thread.recv() {
-                    run(&executor, shards, door, core, &watch);
+                // The watch lives as long as the lines are served.
+                if let Ok((shards, _watch)) = lines_of_thread.recv() {
+                    executor.run(serve(shards, door));
                 }
             }
             Ok(Err(refusal)) => drop(report.send(Err(refusal))),
@@ -178,27 +176,7 @@ impl Hall {
     }
 }
 
-fn run(
-    executor: &LocalExecutor,
-    shards: Vec<CoreLines>,
-    door: Arc<Door>,
-    core: Option<usize>,
-    watch: &Watch,
-) {
-    let (jobs, jobs_of_thread) = mpsc::channel::<Job>();
-    let of_worker = Watch(Arc::clone(&watch.0));
-    let work = move || {
-        let _watch = of_worker;
-        jobs_of_thread.into_iter().for_each(|job| job());
-    };
-    // Without it creates and seals could not be served; the panic ends the core, and its watch
-    // tells.
-    let worker = threads::spawn("helios-io-file", core, work).expect("a thread of the I/O core");
-    executor.run(serve(shards, door, jobs));
-    let _ = worker.join();
-}
-
-async fn serve(shards: Vec<CoreLines>, door: Arc<Door>, jobs: mpsc::Sender<Job>) {
+async fn serve(shards: Vec<ReadLines>, door: Arc<Door>) {
     let lines = Live::default();
     let hall = Hall {
         door: Waker::from(Arc::clone(&door)),
@@ -209,19 +187,12 @@ async fn serve(shards: Vec<CoreLines>, door: Arc<Door>, jobs: mpsc::Sender<Job>)
         Latency::NotImportant,
         "cold reads",
     );
-    for shard in shards {
-        for line in shard.reads {
-            let task = read_line(shard.directory.clone(), line, reads, hall.clone());
+    for (directory, of_shard) in shards {
+        for line in of_shard {
+            let task = read_line(directory.clone(), line, reads, hall.clone());
             spawn_into(reads, lines.counting(task, &hall));
         }
-        let ring = Ring {
-            hall: hall.clone(),
-            jobs: jobs.clone(),
-        };
-        let task = serial_line(shard.directory, shard.serial, ring);
-        ::glommio::spawn_local(lines.counting(task, &hall)).detach();
     }
-    drop(jobs);
     // A copy of the descriptor, for glommio closes it by itself.
     let Ok(copy) = door.fd.try_clone() else {
         panic!("no descriptor left for the I/O core")
@@ -242,65 +213,6 @@ async fn serve(shards: Vec<CoreLines>, door: Arc<Door>, jobs: mpsc::Sender<Job>)
 fn spawn_into(queue: TaskQueueHandle, task: impl Future<Output = ()> + 'static) {
     let task = ::glommio::spawn_local_into(task, queue);
     task.expect("a queue of this executor").detach();
-}
-
-async fn serial_line(directory: PathBuf, mut line: CoreEnd, ring: Ring) {
-    let hall = ring.hall.clone();
-    let mut serial = Serial::new(ring, directory);
-    while let Some(request) = hall.next(&mut line.inbox).await {
-        serial
-            .serve(request, &mut line.inbox, &mut line.outbox)
-            .await;
-    }
-    serial.close().await;
-}
-
-type Job = Box<dyn FnOnce() + Send>;
-
-/// The device of a serial line: the ring, and the thread beside it.
-struct Ring {
-    hall: Hall,
-    jobs: mpsc::Sender<Job>,
-}
-
-impl Device for Ring {
-    type Synced = BufferedFile;
-
-    fn adopt(&self, segment: SegmentNo, file: &Arc<File>) -> Result<BufferedFile, DiskError> {
-        let copy = file
-            .try_clone()
-            .map_err(|error| file::failed("dup", segment, &error))?;
-        // SAFETY: a descriptor of its own, given away here; closed by glommio.
-        Ok(unsafe { BufferedFile::from_raw_fd(copy.into_raw_fd()) })
-    }
-
-    async fn sync(&self, segment: SegmentNo, file: &BufferedFile) -> Result<(), DiskError> {
-        let done = file.fdatasync().await;
-        done.map_err(|error| failed("fdatasync", segment, &error))
-    }
-
-    async fn blocking<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
-        let done = Arc::new(Mutex::new(None));
-        let (result, door) = (Arc::clone(&done), self.hall.door.clone());
-        let job = Box::new(move || {
-            let value = job();
-            *result.lock().unwrap_or_else(PoisonError::into_inner) = Some(value);
-            door.wake();
-        });
-        self.jobs.send(job).expect("the thread beside the executor");
-        poll_fn(|context| {
-            // The order matters: what comes after the look rings the door, and then we are there.
-            self.hall.wait(context);
-            let done = done.lock().unwrap_or_else(PoisonError::into_inner).take();
-            done.map_or(Poll::Pending, Poll::Ready)
-        })
-        .await
-    }
-
-    async fn close(&self, file: BufferedFile) {
-        // Nothing unsynced is lost by a close that fails; the descriptor is gone either way.
-        let _ = file.close().await;
-    }
 }
 
 fn failed(call: &'static str, segment: SegmentNo, error: &GlommioError<()>) -> DiskError {

@@ -1,8 +1,9 @@
 //! The I/O core: all that may wait for a device, done away from the shards.
 //!
 //! Floor 3. Implements the shards' disk seam on real files: creates and preallocates segments,
-//! group-commits, reads what is cold, seals, and runs blocking jobs of the start. Two backends serve
-//! the same lines: an executor of glommio (io_uring), and plain threads where io_uring is refused.
+//! group-commits, reads what is cold, seals, and runs blocking jobs of the start. A thread for each shard
+//! does what has to stay in order (`serial` says why not the ring); cold reads, many at once, are done by
+//! an executor of glommio (io_uring), and by plain threads where io_uring is refused.
 //! What a record is, or what a shard does with an answer, may not enter.
 //!
 //! Invariants
@@ -140,24 +141,33 @@ impl IoCore {
         };
 
         let mut disks = Vec::new();
-        let mut lines = Vec::new();
+        let (mut serials, mut reads) = (Vec::new(), Vec::new());
         let mut bells = Vec::new();
         let shards = options.shards.len();
         for shard in options.shards {
-            let (disk, core_lines) = connect(shard, shards, &signal);
-            bells.extend(core_lines.bells());
+            let directory = shard.directory.clone();
+            let (disk, serial, of_reads) = connect(shard, shards, &signal);
+            let ends = std::iter::once(&serial).chain(&of_reads);
+            bells.extend(ends.map(|line| Arc::clone(line.inbox.bell())));
             disks.push(disk);
-            lines.push(core_lines);
+            serials.push((directory.clone(), serial));
+            reads.push((directory, of_reads));
         }
-        let (backend, refusal, threads) = match started {
+        let core = options.core;
+        let serials = threads::start_serials(serials, &signal, core);
+        let mut threads = serials.map_err(IoError::Thread)?;
+        let (backend, refusal) = match started {
             Some(Ok(executor)) => {
-                let thread = executor.serve(lines, Watch(Arc::clone(&signal)));
-                (Backend::Glommio, None, vec![thread])
+                threads.push(executor.serve(reads, Watch(Arc::clone(&signal))));
+                (Backend::Glommio, None)
             }
             other => {
-                let refusal = other.and_then(Result::err);
-                let threads = threads::start(lines, &signal, options.core);
-                (Backend::Threads, refusal, threads.map_err(IoError::Thread)?)
+                let readers = threads::start_readers(reads, &signal, core).inspect_err(|_| {
+                    signal.set(Stop::Now);
+                    threads.iter().for_each(|thread| thread.thread().unpark());
+                });
+                threads.extend(readers.map_err(IoError::Thread)?);
+                (Backend::Threads, other.and_then(Result::err))
             }
         };
         match &refusal {
@@ -167,7 +177,7 @@ impl IoCore {
         let core = Self {
             backend,
             refusal,
-            core: options.core,
+            core,
             signal,
             bells,
             threads,
@@ -230,22 +240,14 @@ impl Drop for IoCore {
     }
 }
 
-/// What the backends serve for one shard.
-struct CoreLines {
-    directory: PathBuf,
-    serial: CoreEnd,
-    reads: Vec<CoreEnd>,
-}
+/// The read lines of one shard, and where its segments lie.
+type ReadLines = (PathBuf, Vec<CoreEnd>);
 
-impl CoreLines {
-    fn bells(&self) -> impl Iterator<Item = Arc<Bell>> {
-        std::iter::once(&self.serial)
-            .chain(&self.reads)
-            .map(|line| Arc::clone(line.inbox.bell()))
-    }
-}
-
-fn connect(shard: ShardFiles, shards: usize, signal: &Arc<Signal>) -> (ShardDisk, CoreLines) {
+fn connect(
+    shard: ShardFiles,
+    shards: usize,
+    signal: &Arc<Signal>,
+) -> (ShardDisk, CoreEnd, Vec<CoreEnd>) {
     let (serial, core_serial) = line(SERIAL_SLOTS, Arc::clone(&shard.wake), signal);
     let mut core_reads = Vec::new();
     let reads: [ShardEnd; READ_LINES] = std::array::from_fn(|_| {
@@ -253,15 +255,8 @@ fn connect(shard: ShardFiles, shards: usize, signal: &Arc<Signal>) -> (ShardDisk
         core_reads.push(core_end);
         reads
     });
-    let lines = CoreLines {
-        directory: shard.directory.clone(),
-        serial: core_serial,
-        reads: core_reads,
-    };
-    (
-        ShardDisk::new(shard.directory, shards, serial, reads),
-        lines,
-    )
+    let disk = ShardDisk::new(shard.directory, shards, serial, reads);
+    (disk, core_serial, core_reads)
 }
 
 /// Pins the calling thread. Failing is no reason not to serve.

@@ -1,7 +1,9 @@
 //! Creates, syncs and seals of one shard, in the order in which they were submitted.
 //!
-//! Floor 3, part of `io`. The protocol is written once, as async code over a [`Device`]: in the
-//! executor its awaits wait for the ring, in a plain thread they block and never suspend.
+//! Floor 3, part of `io`. Blocking code, served by a thread for each shard, with either backend: an
+//! fdatasync through the ring is handed to a thread of the kernel all the same, and its answer came
+//! by two more wakes. One lane's power-safe write took 1.47 times a bare fdatasync that way, and 64
+//! lanes got 42,600 acknowledgements a second instead of 130,900 (`cargo bench --bench group_commit`).
 //!
 //! Invariants
 //! - one fdatasync answers every sync of the segment that was queued behind the first without
@@ -11,45 +13,37 @@
 //!   footer is.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fs::File;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use super::file;
 use super::line::{Inbox, Outbox};
 use crate::id::SegmentNo;
 use crate::segment::{DiskError, IoReply, IoRequest, Sequence};
 
-/// How a backend waits: for a sync, and for calls that block.
+/// What syncs a file.
 pub(super) trait Device {
-    /// A file that it can sync.
-    type Synced;
-
-    /// Gets ready to sync a file.
-    fn adopt(&self, segment: SegmentNo, file: &Arc<File>) -> Result<Self::Synced, DiskError>;
-
     /// fdatasync, once.
-    async fn sync(&self, segment: SegmentNo, file: &Self::Synced) -> Result<(), DiskError>;
+    fn sync(&self, segment: SegmentNo, file: &File) -> Result<(), DiskError>;
+}
 
-    /// Runs what blocks where it may.
-    async fn blocking<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T;
+/// The device that the file is on.
+pub(super) struct Blocking;
 
-    /// Closes a file.
-    async fn close(&self, file: Self::Synced);
+impl Device for Blocking {
+    fn sync(&self, segment: SegmentNo, file: &File) -> Result<(), DiskError> {
+        file::sync(file, segment)
+    }
 }
 
 /// The state of a shard's serial line.
 pub(super) struct Serial<D: Device> {
     device: D,
     directory: PathBuf,
-    files: HashMap<SegmentNo, Open<D::Synced>>,
+    files: HashMap<SegmentNo, File>,
     failed: HashMap<SegmentNo, DiskError>,
     group: Vec<Sequence>,
-}
-
-struct Open<S> {
-    file: Arc<File>,
-    synced: S,
 }
 
 impl<D: Device> Serial<D> {
@@ -64,20 +58,15 @@ impl<D: Device> Serial<D> {
     }
 
     /// Serves a request, and those behind it that one sync answers.
-    pub(super) async fn serve(
-        &mut self,
-        request: IoRequest,
-        inbox: &mut Inbox,
-        outbox: &mut Outbox,
-    ) {
+    pub(super) fn serve(&mut self, request: IoRequest, inbox: &mut Inbox, outbox: &mut Outbox) {
         match request {
-            IoRequest::Create { segment, bytes } => self.create(segment, bytes, outbox).await,
+            IoRequest::Create { segment, bytes } => self.create(segment, bytes, outbox),
             IoRequest::Sync { segment, upto } => {
                 self.group.push(upto);
                 while let Some(upto) = inbox.pop_sync_of(segment) {
                     self.group.push(upto);
                 }
-                let result = self.sync(segment).await;
+                let result = self.sync(segment);
                 for upto in self.group.drain(..) {
                     let result = result.clone();
                     let reply = IoReply::Synced {
@@ -94,7 +83,7 @@ impl<D: Device> Serial<D> {
                 footer,
                 upto,
             } => {
-                let result = self.seal(segment, data_end, footer).await;
+                let result = self.seal(segment, data_end, &footer);
                 let reply = IoReply::Sealed {
                     segment,
                     upto,
@@ -107,19 +96,8 @@ impl<D: Device> Serial<D> {
         outbox.wake();
     }
 
-    /// Closes every file.
-    pub(super) async fn close(&mut self) {
-        for (_, open) in self.files.drain() {
-            self.device.close(open.synced).await;
-        }
-    }
-
-    async fn create(&mut self, segment: SegmentNo, bytes: u32, outbox: &mut Outbox) {
-        let directory = self.directory.clone();
-        let made = self
-            .device
-            .blocking(move || file::create(&directory, segment, bytes))
-            .await;
+    fn create(&mut self, segment: SegmentNo, bytes: u32, outbox: &mut Outbox) {
+        let made = file::create(&self.directory, segment, bytes);
         let (result, made) = match made {
             Ok(made) => (Ok(()), Some(made)),
             Err(error) => (Err(error), None),
@@ -129,54 +107,29 @@ impl<D: Device> Serial<D> {
         outbox.push(IoReply::Created { segment, result }, made);
     }
 
-    async fn sync(&mut self, segment: SegmentNo) -> Result<(), DiskError> {
+    fn sync(&mut self, segment: SegmentNo) -> Result<(), DiskError> {
         if let Some(error) = self.failed.get(&segment) {
             return Err(error.clone());
         }
-        self.open(segment).await?;
-        let open = &self.files[&segment];
-        let result = self.device.sync(segment, &open.synced).await;
+        let file = match self.files.entry(segment) {
+            Entry::Occupied(file) => file.into_mut(),
+            Entry::Vacant(place) => place.insert(file::open(&self.directory, segment)?),
+        };
+        let result = self.device.sync(segment, file);
         if let Err(error) = &result {
             self.failed.insert(segment, error.clone());
         }
         result
     }
 
-    async fn seal(
-        &mut self,
-        segment: SegmentNo,
-        data_end: u32,
-        footer: Vec<u8>,
-    ) -> Result<(), DiskError> {
-        self.sync(segment).await?;
+    fn seal(&mut self, segment: SegmentNo, data_end: u32, footer: &[u8]) -> Result<(), DiskError> {
+        self.sync(segment)?;
         let end = u64::from(data_end) + footer.len() as u64;
-        let file = Arc::clone(&self.files[&segment].file);
-        self.device
-            .blocking(move || file::write(&file, segment, data_end, &footer))
-            .await?;
-        self.sync(segment).await?;
-        let file = Arc::clone(&self.files[&segment].file);
-        self.device
-            .blocking(move || file::cut(&file, segment, end))
-            .await;
-        if let Some(open) = self.files.remove(&segment) {
-            self.device.close(open.synced).await;
+        file::write(&self.files[&segment], segment, data_end, footer)?;
+        self.sync(segment)?;
+        if let Some(file) = self.files.remove(&segment) {
+            file::cut(&file, segment, end);
         }
-        Ok(())
-    }
-
-    async fn open(&mut self, segment: SegmentNo) -> Result<(), DiskError> {
-        if self.files.contains_key(&segment) {
-            return Ok(());
-        }
-        let directory = self.directory.clone();
-        let file = self
-            .device
-            .blocking(move || file::open(&directory, segment))
-            .await?;
-        let file = Arc::new(file);
-        let synced = self.device.adopt(segment, &file)?;
-        self.files.insert(segment, Open { file, synced });
         Ok(())
     }
 }

@@ -14,7 +14,6 @@ use rustix::fs::Advice;
 
 use super::line::{Inbox, line};
 use super::serial::{Device, Serial};
-use super::threads::now;
 use super::*;
 use crate::id::SegmentNo;
 use crate::segment::{Disk, DiskError, IoReply, IoRequest, Location, Sequence};
@@ -713,30 +712,18 @@ fn a_full_disk_is_told_apart_and_leaves_nothing_behind() {
 struct Scripted(Rc<RefCell<(u32, VecDeque<DiskError>)>>);
 
 impl Device for Scripted {
-    type Synced = ();
-
-    fn adopt(&self, _: SegmentNo, _: &Arc<File>) -> Result<(), DiskError> {
-        Ok(())
-    }
-
-    async fn sync(&self, _: SegmentNo, (): &()) -> Result<(), DiskError> {
+    fn sync(&self, _: SegmentNo, _: &File) -> Result<(), DiskError> {
         let mut script = self.0.borrow_mut();
         script.0 += 1;
         script.1.pop_front().map_or(Ok(()), Err)
     }
-
-    async fn blocking<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
-        job()
-    }
-
-    async fn close(&self, (): ()) {}
 }
 
 fn serve_all(serial: &mut Serial<Scripted>, core: &mut CoreEnd) {
     let CoreEnd { inbox, outbox } = core;
     let pop = Inbox::pop;
     while let Some(request) = pop(inbox) {
-        now(serial.serve(request, inbox, outbox));
+        serial.serve(request, inbox, outbox);
     }
 }
 

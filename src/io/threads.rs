@@ -1,6 +1,6 @@
-//! The I/O core as plain threads, for where io_uring is refused.
+//! The plain threads of the I/O core: those that sync, and, where io_uring is refused, those that read.
 //!
-//! Floor 3, part of `io`. One thread for the creates, syncs and seals of all shards, one for each
+//! Floor 3, part of `io`. One thread for the creates, syncs and seals of each shard, one for each
 //! read line. Each parks when its lines are empty and is unparked by the shard that submits.
 //!
 //! Invariants
@@ -8,76 +8,97 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::future::Future;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::pin::pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
 use std::thread::JoinHandle;
 
 use super::file;
-use super::line::{CoreEnd, Signal, Stop, Watch};
-use super::serial::{Device, Serial};
-use super::{CoreLines, READ_FILES_MAX, pin_thread};
+use super::line::{Bell, CoreEnd, Signal, Stop, Watch};
+use super::serial::{Blocking, Serial};
+use super::{READ_FILES_MAX, ReadLines, pin_thread};
 use crate::id::SegmentNo;
 use crate::segment::{DiskError, IoReply, IoRequest};
 
-/// Starts the threads and names them to the bells of their lines.
-pub(super) fn start(
-    shards: Vec<CoreLines>,
+/// Starts a thread for the creates, syncs and seals of each shard.
+pub(super) fn start_serials(
+    lines: Vec<(PathBuf, CoreEnd)>,
     signal: &Arc<Signal>,
     core: Option<usize>,
 ) -> io::Result<Vec<JoinHandle<()>>> {
-    let mut serials = Vec::new();
+    let mut threads = Vec::new();
+    for (directory, line) in lines {
+        let serial = Serial::new(Blocking, directory);
+        let line = vec![(serial, line)];
+        let bells = vec![Arc::clone(line[0].1.inbox.bell())];
+        start(
+            "helios-io-sync",
+            line,
+            bells,
+            serve_serial,
+            signal,
+            core,
+            &mut threads,
+        )?;
+    }
+    Ok(threads)
+}
+
+/// Starts a thread for each read line, the same one for all shards.
+pub(super) fn start_readers(
+    shards: Vec<ReadLines>,
+    signal: &Arc<Signal>,
+    core: Option<usize>,
+) -> io::Result<Vec<JoinHandle<()>>> {
     let mut readers: Vec<Vec<Reader>> = Vec::new();
-    for shard in shards {
-        let CoreLines {
-            directory,
-            serial,
-            reads,
-        } = shard;
+    for (directory, reads) in shards {
         for (index, line) in reads.into_iter().enumerate() {
             if readers.len() == index {
                 readers.push(Vec::new());
             }
             readers[index].push(Reader::new(directory.clone(), line));
         }
-        serials.push((Serial::new(Blocking, directory), serial));
     }
+    let mut threads = Vec::new();
+    for readers in readers {
+        let bell = |reader: &Reader| Arc::clone(reader.line.inbox.bell());
+        let bells = readers.iter().map(bell).collect();
+        start(
+            "helios-io-read",
+            readers,
+            bells,
+            Reader::serve,
+            signal,
+            core,
+            &mut threads,
+        )?;
+    }
+    Ok(threads)
+}
 
-    let mut threads: Vec<JoinHandle<()>> = Vec::new();
-    let bells: Vec<_> = serials
-        .iter()
-        .map(|(_, line)| Arc::clone(line.inbox.bell()))
-        .collect();
+/// Starts a thread that serves lines, and names it to their bells. Where it can't be had, those
+/// started before end.
+fn start<L: Send + 'static>(
+    name: &str,
+    lines: Vec<L>,
+    bells: Vec<Arc<Bell>>,
+    serve_one: impl FnMut(&mut L) -> bool + Send + 'static,
+    signal: &Arc<Signal>,
+    core: Option<usize>,
+    threads: &mut Vec<JoinHandle<()>>,
+) -> io::Result<()> {
     let of_thread = Arc::clone(signal);
     let body = move || {
         let watch = Watch(of_thread);
-        serve(&watch.0, serials, serve_serial);
+        serve(&watch.0, lines, serve_one);
     };
-    threads.push(spawn("helios-io-sync", core, body)?);
-    bells
-        .iter()
-        .for_each(|bell| bell.serve_by(threads[0].thread()));
-    for readers in readers {
-        let bells: Vec<_> = readers
-            .iter()
-            .map(|reader| Arc::clone(reader.line.inbox.bell()))
-            .collect();
-        let of_thread = Arc::clone(signal);
-        let body = move || {
-            let watch = Watch(of_thread);
-            serve(&watch.0, readers, Reader::serve);
-        };
-        let thread = spawn("helios-io-read", core, body).inspect_err(|_| {
-            signal.set(Stop::Now);
-            threads.iter().for_each(|thread| thread.thread().unpark());
-        })?;
-        bells.iter().for_each(|bell| bell.serve_by(thread.thread()));
-        threads.push(thread);
-    }
-    Ok(threads)
+    let thread = spawn(name, core, body).inspect_err(|_| {
+        signal.set(Stop::Now);
+        threads.iter().for_each(|thread| thread.thread().unpark());
+    })?;
+    bells.iter().for_each(|bell| bell.serve_by(thread.thread()));
+    threads.push(thread);
+    Ok(())
 }
 
 /// Starts a thread of the core.
@@ -118,36 +139,8 @@ fn serve_serial((serial, line): &mut (Serial<Blocking>, CoreEnd)) -> bool {
     let Some(request) = line.inbox.pop() else {
         return false;
     };
-    now(serial.serve(request, &mut line.inbox, &mut line.outbox));
+    serial.serve(request, &mut line.inbox, &mut line.outbox);
     true
-}
-
-/// The value of a future that never suspends.
-pub(super) fn now<T>(future: impl Future<Output = T>) -> T {
-    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
-        Poll::Ready(value) => value,
-        Poll::Pending => unreachable!("a blocking device does not suspend"),
-    }
-}
-
-struct Blocking;
-
-impl Device for Blocking {
-    type Synced = Arc<File>;
-
-    fn adopt(&self, _: SegmentNo, file: &Arc<File>) -> Result<Arc<File>, DiskError> {
-        Ok(Arc::clone(file))
-    }
-
-    async fn sync(&self, segment: SegmentNo, file: &Arc<File>) -> Result<(), DiskError> {
-        file::sync(file, segment)
-    }
-
-    async fn blocking<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
-        job()
-    }
-
-    async fn close(&self, _: Arc<File>) {}
 }
 
 /// A shard's read line, and the files lately read through it.

@@ -79,6 +79,12 @@ pub enum DataDirError {
         /// The file or directory.
         path: PathBuf,
     },
+    /// Something else has its name.
+    #[error("{} is no directory; move it away, or choose another data_dir", path.display())]
+    NotADirectory {
+        /// What should be a directory.
+        path: PathBuf,
+    },
     /// The operating system refused.
     #[error("{}: {source}", path.display())]
     Os {
@@ -93,6 +99,9 @@ fn refused(path: &Path, source: io::Error) -> DataDirError {
     let path = path.to_owned();
     match source.kind() {
         io::ErrorKind::PermissionDenied => DataDirError::Permission { path },
+        io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists => {
+            DataDirError::NotADirectory { path }
+        }
         _ => DataDirError::Os { path, source },
     }
 }

@@ -82,6 +82,12 @@ pub enum ListenError {
         path: PathBuf,
     },
     /// The operating system refused.
+    #[error("the directory of socket {} does not exist; make it, or choose another socket", path.display())]
+    NoDirectory {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// The operating system refused.
     #[error("socket {}: {source}", path.display())]
     Os {
         /// The path.
@@ -153,49 +159,59 @@ impl Listener {
     }
 }
 
-/// Binds a listening socket at `path`, in place of one that nobody answers on.
-fn bind(path: &Path, others_allowed: bool) -> Result<OwnedFd, ListenError> {
-    let os = |source: io::Error| match source.kind() {
-        io::ErrorKind::PermissionDenied => ListenError::Permission {
-            path: path.to_owned(),
-        },
-        _ => ListenError::Os {
-            path: path.to_owned(),
-            source,
-        },
+/// Whether a socket can be bound at `path`, as far as can be told without changing anything: asked
+/// before the data directory is touched.
+///
+/// # Errors
+/// As the start of the listener would fail.
+pub(super) fn check(path: &Path) -> Result<(), ListenError> {
+    find_stale(path).map(|_| ())
+}
+
+fn failed(path: &Path, source: io::Error) -> ListenError {
+    let path = path.to_owned();
+    match source.kind() {
+        io::ErrorKind::PermissionDenied => ListenError::Permission { path },
+        io::ErrorKind::NotFound => ListenError::NoDirectory { path },
+        _ => ListenError::Os { path, source },
+    }
+}
+
+/// Whether there is a socket at `path` that nobody answers on.
+fn find_stale(path: &Path) -> Result<bool, ListenError> {
+    let in_use = || ListenError::InUse {
+        path: path.to_owned(),
     };
     match std::fs::symlink_metadata(path) {
-        Ok(found) if !found.file_type().is_socket() => {
-            return Err(ListenError::NotASocket {
-                path: path.to_owned(),
-            });
-        }
+        Ok(found) if !found.file_type().is_socket() => Err(ListenError::NotASocket {
+            path: path.to_owned(),
+        }),
         Ok(_) => match FrameSocket::connect(path) {
-            Ok(_) => {
-                return Err(ListenError::InUse {
-                    path: path.to_owned(),
-                });
-            }
+            Ok(_) => Err(in_use()),
             // Nobody listens: what a killed runtime left.
             Err(SocketError::Connect { source, .. })
                 if source.kind() == io::ErrorKind::ConnectionRefused =>
             {
-                std::fs::remove_file(path).map_err(os)?;
+                Ok(true)
             }
             Err(SocketError::Connect { source, .. })
                 if source.kind() == io::ErrorKind::PermissionDenied =>
             {
-                return Err(os(source));
+                Err(failed(path, source))
             }
             // Somebody does, and be it another program with a socket of another type.
-            Err(_) => {
-                return Err(ListenError::InUse {
-                    path: path.to_owned(),
-                });
-            }
+            Err(_) => Err(in_use()),
         },
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(os(error)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(failed(path, error)),
+    }
+}
+
+/// Binds a listening socket at `path`, in place of one that nobody answers on.
+fn bind(path: &Path, others_allowed: bool) -> Result<OwnedFd, ListenError> {
+    let os = |source: io::Error| failed(path, source);
+    if find_stale(path)? {
+        std::fs::remove_file(path).map_err(os)?;
     }
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let make = || -> rustix::io::Result<OwnedFd> {

@@ -37,6 +37,8 @@ pub(super) struct Other {
     socket: PathBuf,
     lane: Lane,
     process: Option<Process>,
+    /// What it said of its configuration.
+    configured: Stats,
 }
 
 impl Host {
@@ -57,12 +59,14 @@ impl Host {
     pub(super) fn attach(socket: &Path) -> anyhow::Result<Self> {
         let session = Session::connect(socket)
             .with_context(|| format!("can't connect to {}", socket.display()))?;
-        let lane = port::attach_commons(&session).context("can't attach the commons")?;
+        let mut lane = port::attach_commons(&session).context("can't attach the commons")?;
         let process = session.runtime_pid().map(|id| Process { id });
+        let configured = lane.stats()?;
         Ok(Self::Other(Box::new(Other {
             socket: socket.to_owned(),
             lane,
             process,
+            configured,
         })))
     }
 
@@ -102,11 +106,11 @@ impl Host {
         })
     }
 
-    /// How many shards there are, where that is known.
+    /// How many shards there are, where that is known: older runtimes don't say.
     pub(super) fn shards(&self) -> Option<usize> {
         match self {
             Self::Own(own) => Some(own.runtime.shards()),
-            Self::Other(_) => None,
+            Self::Other(other) => Some(other.configured.shards as usize).filter(|&some| some > 0),
         }
     }
 
@@ -114,7 +118,11 @@ impl Host {
     pub(super) fn io(&self) -> String {
         match self {
             Self::Own(own) => own.runtime.io_backend().to_string(),
-            Self::Other(_) => "unknown".to_owned(),
+            Self::Other(other) => match other.configured {
+                Stats { shards: 0, .. } => "unknown".to_owned(),
+                Stats { io_uring: 0, .. } => "threads".to_owned(),
+                _ => "glommio".to_owned(),
+            },
         }
     }
 
@@ -153,13 +161,13 @@ impl Host {
                     budget_bytes: Some(memory.budget_bytes),
                 }
             }
-            Self::Other(_) => MemoryUse {
+            Self::Other(other) => MemoryUse {
                 rss_bytes,
                 shared_bytes: resident.map(|resident| resident.shared_bytes),
                 l1_bytes: stats.l1_bytes,
                 l2_bytes: stats.l2_bytes,
                 index_bytes: stats.index_bytes,
-                budget_bytes: None,
+                budget_bytes: Some(other.configured.memory_max_bytes).filter(|&some| some > 0),
             },
         })
     }
