@@ -11,7 +11,7 @@
 //! Cost of a lookup: a hash of 8 bytes of the id, two cache lines.
 
 use std::cell::Cell;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 
 use crate::id::ObjectId;
@@ -26,9 +26,8 @@ const SPARE_MAX: usize = 64;
 #[derive(Debug)]
 pub struct NodeCache {
     nodes: HashMap<ObjectId, Entry, BuildHasherDefault<IdHasher>>,
-    /// All ids, and where the search for one to leave goes on.
-    clock: Vec<ObjectId>,
-    hand: usize,
+    /// All ids, in the order in which they came; one that was used gets another round.
+    queue: VecDeque<ObjectId>,
     spare: Vec<Vec<u8>>,
     bytes: usize,
     bytes_max: usize,
@@ -46,8 +45,7 @@ impl NodeCache {
     pub fn new(bytes_max: usize) -> Self {
         Self {
             nodes: HashMap::default(),
-            clock: Vec::new(),
-            hand: 0,
+            queue: VecDeque::new(),
             spare: Vec::new(),
             bytes: 0,
             bytes_max,
@@ -67,20 +65,19 @@ impl NodeCache {
             used: Cell::new(false),
         };
         self.nodes.insert(*id, entry);
-        self.clock.push(*id);
+        self.queue.push_back(*id);
     }
 
     /// Lets nodes go that were not used lately, until the rest fits.
     pub fn trim(&mut self) {
-        while self.bytes > self.bytes_max && !self.clock.is_empty() {
-            self.hand %= self.clock.len();
-            let id = self.clock[self.hand];
-            let used = self.nodes.get(&id).is_some_and(|entry| entry.used.take());
-            if used {
-                self.hand += 1;
+        while self.bytes > self.bytes_max {
+            let Some(id) = self.queue.pop_front() else {
+                return;
+            };
+            if self.nodes.get(&id).is_some_and(|entry| entry.used.take()) {
+                self.queue.push_back(id);
                 continue;
             }
-            self.clock.swap_remove(self.hand);
             if let Some(Entry { mut bytes, .. }) = self.nodes.remove(&id) {
                 self.bytes -= bytes.capacity() + NODE_OVERHEAD_BYTES;
                 if self.spare.len() < SPARE_MAX {
@@ -145,7 +142,11 @@ mod tests {
             .filter(|&no| cache.node(&id(no)).is_some())
             .count();
         assert!((80..=110).contains(&held), "{held}");
-        assert_eq!(cache.nodes.len(), cache.clock.len());
+        assert_eq!(cache.nodes.len(), cache.queue.len());
+        assert!(
+            cache.node(&id(999)).is_some(),
+            "the newest is not the first to go"
+        );
     }
 
     #[test]
