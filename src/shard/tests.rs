@@ -266,8 +266,8 @@ impl World {
                 keys += 1;
             }
         }
-        for part in tables.lists.values().flat_map(|parts| parts.iter()) {
-            *wanted.entry(part.0).or_default() += 1;
+        for child in tables.chunks.values().flatten() {
+            *wanted.entry(child.object.0).or_default() += 1;
         }
         for part in self.shard.lanes.upload_parts() {
             *wanted.entry(part.0).or_default() += 1;
@@ -736,7 +736,7 @@ fn damage_that_a_start_finds_is_an_error_of_its_values_only() {
             .value(main_of_first(), b"large")
             .unwrap()
             .object;
-        let part = tables.lists[&list][0];
+        let part = tables.chunks[&list][0].object;
         let no = if damage_list { ObjectNo(list) } else { part };
         let at = tables.objects.get(no).at;
         world.disk().bytes_mut(at.segment)[at.offset as usize + 20] ^= 4;
