@@ -3,8 +3,8 @@
 //! Floor 0: nothing of the project is imported here. This is the only file that calls BLAKE3.
 //!
 //! Invariants
-//! - equal bytes of one kind have one [`ObjectId`]; ids of different kinds (blob, list, tree node,
-//!   chunk node) can't be equal, since each kind but the blobs is hashed under its own key.
+//! - equal bytes of one kind have one [`ObjectId`]; ids of different kinds (blob, tree node, chunk
+//!   node, checkpoint) can't be equal, since each kind but the blobs is hashed under its own key.
 //! - the numbers here mean something only inside one data directory or one run; only an
 //!   [`ObjectId`] and an agent's name travel.
 
@@ -20,9 +20,7 @@ pub const VALUE_BYTES_MAX: u64 = 64 << 20;
 /// Bytes of an [`ObjectId`].
 pub const OBJECT_ID_BYTES: usize = 32;
 
-/// Separates the ids of lists from those of blobs; any constant serves, this one is readable.
-const LIST_KEY: &[u8; 32] = b"helios: id of a list of parts v1";
-/// The same for checkpoints.
+/// Separates the ids of checkpoints from those of blobs; any constant serves, this one is readable.
 const CHECKPOINT_KEY: &[u8; 32] = b"helios: id of one checkpoint, v1";
 /// The same for nodes of trees.
 const NODE_KEY: &[u8; 32] = b"helios: id of a tree of keys, v1";
@@ -35,23 +33,16 @@ const CHUNKS_KEY: &[u8; 32] = b"helios: id of tree of chunks, v1";
 /// use helios::id::ObjectId;
 /// let id = ObjectId::of_blob(b"state");
 /// assert_eq!(id.to_string().parse::<ObjectId>().unwrap(), id);
-/// assert_ne!(id, ObjectId::of_list(b"state"));
+/// assert_ne!(id, ObjectId::of_node(b"state"));
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ObjectId([u8; OBJECT_ID_BYTES]);
 
 impl ObjectId {
-    /// The id of a value, or of a part of a large value: plain BLAKE3 of its bytes.
+    /// The id of a value, or of a chunk of a large value: plain BLAKE3 of its bytes.
     #[must_use]
     pub fn of_blob(bytes: &[u8]) -> Self {
         Self(*blake3::hash(bytes).as_bytes())
-    }
-
-    /// The id of a list object (the parts of a large value): BLAKE3 keyed with the constant
-    /// `helios: id of a list of parts v1`.
-    #[must_use]
-    pub fn of_list(bytes: &[u8]) -> Self {
-        Self(*blake3::keyed_hash(LIST_KEY, bytes).as_bytes())
     }
 
     /// The id of a checkpoint: BLAKE3 keyed with the constant `helios: id of one checkpoint, v1`.
@@ -169,7 +160,7 @@ mod tests {
         assert_eq!(ObjectId::of_blob(b"").to_string(), empty);
         let kinds = [
             ObjectId::of_blob(b""),
-            ObjectId::of_list(b""),
+            ObjectId::of_checkpoint(b""),
             ObjectId::of_node(b""),
             ObjectId::of_chunks(b""),
         ];

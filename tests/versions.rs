@@ -436,3 +436,155 @@ fn random_histories_agree_with_plain_maps_across_restarts() {
         }
     }
 }
+
+/// Bytes of all segment files below a data directory, but of one that is made ahead and holds no record.
+fn segment_bytes(dir: &std::path::Path) -> u64 {
+    let mut sum = 0;
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sum += segment_bytes(&path);
+        } else if path.extension().is_some_and(|ending| ending == "seg") {
+            let bytes = std::fs::read(&path).unwrap();
+            if bytes.starts_with(b"HELIOSEG") {
+                sum += bytes.len() as u64;
+            }
+        }
+    }
+    sum
+}
+
+/// Text as agents write it: a message of a chat, as JSON.
+fn message(random: &mut common::Random, no: usize, bytes: usize) -> Vec<u8> {
+    let mut text = format!(r#"{{"id":"{no:08}","role":"assistant","content":""#);
+    while text.len() < bytes - 3 {
+        text.push((b'a' + random.below(26) as u8) as char);
+    }
+    text.push_str("\"},");
+    text.into_bytes()
+}
+
+const CHAT_BYTES: usize = 446_000;
+const CHAT_STEPS: usize = 800;
+
+/// What the files of a history take, as a multiple of its last state: 200 turns of four steps, a checkpoint
+/// after each, all kept.
+fn growth(key: impl Fn(usize) -> Vec<u8>, whole: bool) -> f64 {
+    let dir = tempfile::tempdir().unwrap();
+    let runtime = Runtime::start(config(dir.path())).unwrap();
+    let mut lane = lane(runtime.session(), "planner");
+    let mut random = common::Random(5);
+    let (mut chat, mut heads) = (Vec::new(), Vec::new());
+    for step in 0..CHAT_STEPS {
+        let from = chat.len();
+        chat.extend(message(&mut random, step, CHAT_BYTES / CHAT_STEPS));
+        let value = if whole { &chat[..] } else { &chat[from..] };
+        lane.put(&key(step), value).unwrap();
+        heads.push(checkpoint(&mut lane));
+    }
+    // All are there, also after a restart.
+    drop(lane);
+    runtime.shutdown().unwrap();
+    let bytes = segment_bytes(dir.path());
+    let runtime = Runtime::start(config(dir.path())).unwrap();
+    let mut lane = self::lane(runtime.session(), "planner");
+    for step in [3, 399, 799] {
+        lane.restore(Revision::Checkpoint(*heads[step].as_bytes()), false)
+            .unwrap();
+        let each = CHAT_BYTES / CHAT_STEPS;
+        let from = if whole { 0 } else { step * each };
+        let wanted = &chat[from..(step + 1) * each];
+        assert!(get(&mut lane, &key(step)).unwrap() == wanted, "{step}");
+    }
+    drop(lane);
+    runtime.shutdown().unwrap();
+    bytes as f64 / chat.len() as f64
+}
+
+/// Where each state is stored whole, 800 versions of a chat that grows take 400 times its size.
+#[test]
+fn a_history_of_a_growing_value_takes_little_more_than_what_was_appended() {
+    let one_value = growth(|_| b"chat".to_vec(), true);
+    let one_key_each = growth(|step| format!("chat/{step:08}").into_bytes(), false);
+    println!("one growing value: {one_value:.1}x; one key per message: {one_key_each:.1}x");
+    assert!(one_value < 16.0, "{one_value}");
+    assert!(one_key_each < 6.0, "{one_key_each}");
+}
+
+/// The objects of a value that only old checkpoints name stay, through every way of overwriting it.
+#[test]
+fn large_values_that_only_checkpoints_name_outlive_their_keys() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut random = common::Random(9);
+    let value = random.bytes(700_000);
+    let old = {
+        let runtime = Runtime::start(config(dir.path())).unwrap();
+        let mut lane = lane(runtime.session(), "planner");
+        lane.put(b"big", &value).unwrap();
+        let old = checkpoint(&mut lane);
+        lane.put(b"big", &random.bytes(300_000)).unwrap();
+        checkpoint(&mut lane);
+        lane.delete(b"big").unwrap();
+        checkpoint(&mut lane);
+        drop(lane);
+        // What a kill leaves.
+        drop(runtime);
+        old
+    };
+    for _ in 0..2 {
+        let runtime = Runtime::start(config(dir.path())).unwrap();
+        let mut lane = lane(runtime.session(), "planner");
+        lane.restore(Revision::Checkpoint(*old.as_bytes()), true)
+            .unwrap();
+        assert!(get(&mut lane, b"big").unwrap() == value);
+        lane.restore(Revision::Head, true).unwrap();
+        assert_eq!(get(&mut lane, b"big"), None);
+        drop(lane);
+        runtime.shutdown().unwrap();
+    }
+}
+
+#[test]
+fn equal_values_have_equal_ids_however_they_were_written() {
+    with_runtime(|session| {
+        let mut lane = lane(session, "planner");
+        let mut random = common::Random(13);
+        for length in [16_384, 16_385, 20_480, 60_000] {
+            let value = random.bytes(length);
+            let put = lane.put(b"put", &value).unwrap();
+            let fork = lane.fork(Revision::Head).unwrap().no;
+            let forked = lane.on(fork).put(b"forked", &value).unwrap();
+            assert!(get(&mut lane.on(fork), b"forked").unwrap() == value);
+            lane.discard(fork).unwrap();
+            let many = lane.multi_put(&[(b"many", &value)], None).unwrap().unwrap();
+            assert_eq!((forked.id, many.id), (put.id, put.id), "{length}");
+            assert!(get(&mut lane, b"many").unwrap() == value);
+        }
+    });
+}
+
+#[test]
+fn the_largest_value_comes_back_byte_for_byte() {
+    let dir = tempfile::tempdir().unwrap();
+    let value = common::Random(17).bytes(64 << 20);
+    let config = || Config {
+        segment_bytes: 16 << 20,
+        memory_max: 256 << 20,
+        ..config(dir.path())
+    };
+    let runtime = Runtime::start(config()).unwrap();
+    let mut lane = lane(runtime.session(), "planner");
+    let first = lane.put(b"big", &value).unwrap();
+    assert!(get(&mut lane, b"big").unwrap() == value);
+    let again = lane.put(b"again", &value).unwrap();
+    assert_eq!(again.id, first.id);
+    drop(lane);
+    runtime.shutdown().unwrap();
+    let bytes = segment_bytes(dir.path());
+    assert!(bytes < (64 << 20) / 100 * 105, "{bytes}");
+    let runtime = Runtime::start(config()).unwrap();
+    let mut lane = self::lane(runtime.session(), "planner");
+    assert!(get(&mut lane, b"again").unwrap() == value);
+    drop(lane);
+    runtime.shutdown().unwrap();
+}

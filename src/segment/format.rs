@@ -24,9 +24,9 @@ pub const SEGMENT_HEADER_BYTES: usize = 64;
 pub const RECORD_HEADER_BYTES: usize = 40;
 /// Records begin on multiples of this.
 pub const RECORD_ALIGN: usize = 8;
-/// Largest blob in one record; larger values are lists of parts of this size.
+/// Longest value, or part of one, that one submission carries.
 pub const PART_BYTES_MAX: usize = 64 << 10;
-/// Largest payload: a part, with room to spare for other kinds.
+/// Largest payload. Chunks, and nodes of either kind, are far shorter.
 pub const PAYLOAD_BYTES_MAX: usize = PART_BYTES_MAX + (4 << 10);
 /// Longest name of a branch or a tag, in bytes.
 pub const BRANCH_NAME_BYTES_MAX: usize = 255;
@@ -50,7 +50,7 @@ const KIND_TAG: u8 = 8;
 
 const FLAG_ID: u8 = 1;
 const FLAG_PAYLOAD: u8 = 2;
-const FLAG_LIST: u8 = 4;
+const FLAG_CHUNKS: u8 = 4;
 const FLAG_PUBLIC: u8 = 8;
 const FLAG_NODE: u8 = 16;
 const FLAG_CHECKPOINT: u8 = 32;
@@ -82,17 +82,17 @@ impl ObjectKind {
     const fn flags(self) -> u8 {
         match self {
             Self::Blob => 0,
-            Self::List => FLAG_LIST,
+            Self::Chunks => FLAG_CHUNKS,
             Self::Node => FLAG_NODE,
             Self::Checkpoint => FLAG_CHECKPOINT,
         }
     }
 
     fn from_flags(flags: u8) -> Option<Self> {
-        let kinds = [Self::Blob, Self::List, Self::Node, Self::Checkpoint];
+        let kinds = [Self::Blob, Self::Chunks, Self::Node, Self::Checkpoint];
         kinds
             .into_iter()
-            .find(|kind| kind.flags() == flags & (FLAG_LIST | FLAG_NODE | FLAG_CHECKPOINT))
+            .find(|kind| kind.flags() == flags & (FLAG_CHUNKS | FLAG_NODE | FLAG_CHECKPOINT))
     }
 }
 
@@ -381,7 +381,7 @@ fn head_of<'a>(header: &[u8], id: Option<ObjectId>, key: &'a [u8]) -> Option<Hea
     let named = key.len() <= BRANCH_NAME_BYTES_MAX;
     let main = branch.0 == 0;
     let object = ObjectKind::from_flags(flags);
-    const KINDS: u8 = FLAG_ID | FLAG_PAYLOAD | FLAG_LIST | FLAG_NODE | FLAG_CHECKPOINT;
+    const KINDS: u8 = FLAG_ID | FLAG_PAYLOAD | FLAG_CHUNKS | FLAG_NODE | FLAG_CHECKPOINT;
     match (kind, id) {
         (KIND_AGENT, None) if allowed(FLAG_PUBLIC) && key.len() <= AGENT_NAME_BYTES_MAX => main
             .then_some(Head::Agent {
@@ -389,10 +389,11 @@ fn head_of<'a>(header: &[u8], id: Option<ObjectId>, key: &'a [u8]) -> Option<Hea
                 public: flags & FLAG_PUBLIC != 0,
                 name: key,
             }),
-        (KIND_PUT, Some(id)) if allowed(FLAG_ID | FLAG_PAYLOAD | FLAG_LIST) => {
+        (KIND_PUT, Some(id)) if allowed(FLAG_ID | FLAG_PAYLOAD | FLAG_CHUNKS) => {
             let kind = object?;
-            let whole =
-                kind == ObjectKind::List || !has_payload || value_bytes == u64::from(payload_bytes);
+            let whole = kind == ObjectKind::Chunks
+                || !has_payload
+                || value_bytes == u64::from(payload_bytes);
             (whole && value_bytes <= VALUE_BYTES_MAX).then_some(Head::Put {
                 agent,
                 branch,

@@ -31,7 +31,7 @@ pub struct Object {
     pub id: ObjectId,
     /// Where its bytes lie.
     pub at: Location,
-    /// How many need it: keys, lists and uploads, and those that only hold it back (`pins`).
+    /// How many need it: keys, nodes and uploads, and those that only hold it back (`pins`).
     pub references: u32,
     /// References that the log knows nothing of: of writes that are not flushed, and of reads
     /// under way. An object with no other is not there for whoever replays the log.
@@ -42,6 +42,9 @@ pub struct Object {
     pub kind: ObjectKind,
     /// A tree may hold it: it stays without any reference, until a collection finds that none does.
     pub kept: bool,
+    /// The log has an Object record of it: whoever replays the log finds it by its id until the end,
+    /// whatever became of its owners by then.
+    pub logged: bool,
     /// It can be found by its id; another object with the same bytes may have taken its place.
     listed: bool,
     /// Its stored bytes did not match its id: never served, never used for deduplication.
@@ -86,6 +89,7 @@ impl ObjectIndex {
             cached: NOT_CACHED,
             kind,
             kept: false,
+            logged: false,
             listed: true,
             quarantined: false,
         };
@@ -125,6 +129,11 @@ impl ObjectIndex {
     /// The bytes lie elsewhere now; where they lay before.
     pub fn relocate(&mut self, no: ObjectNo, at: Location) -> Location {
         std::mem::replace(&mut self.objects[no.0 as usize].at, at)
+    }
+
+    /// Notes whether the log has an Object record of it.
+    pub fn set_logged(&mut self, no: ObjectNo, logged: bool) {
+        self.objects[no.0 as usize].logged = logged;
     }
 
     /// Notes that a tree may hold it from now on.

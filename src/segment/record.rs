@@ -14,11 +14,11 @@ use super::format::{BRANCH_NAME_BYTES_MAX, LogId, PAYLOAD_BYTES_MAX, RECORD_HEAD
 /// What an object is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, Default)]
 pub enum ObjectKind {
-    /// The bytes of a value, or of a part of one.
+    /// The bytes of a value, or of a chunk of one.
     #[default]
     Blob,
-    /// A [`super::ListPayload`]: the ids of the parts.
-    List,
+    /// A node over the chunks of a large value; the root of them stands for the value.
+    Chunks,
     /// A node of a state tree.
     Node,
     /// A checkpoint.
@@ -31,7 +31,7 @@ impl ObjectKind {
     pub fn id_of(self, payload: &[u8]) -> ObjectId {
         match self {
             Self::Blob => ObjectId::of_blob(payload),
-            Self::List => ObjectId::of_list(payload),
+            Self::Chunks => ObjectId::of_chunks(payload),
             Self::Node => ObjectId::of_node(payload),
             Self::Checkpoint => ObjectId::of_checkpoint(payload),
         }
@@ -58,11 +58,11 @@ pub enum Head<'a> {
         branch: BranchNo,
         /// At most [`KEY_BYTES_MAX`] bytes.
         key: &'a [u8],
-        /// Whether `id` names the value or its list of parts.
+        /// Whether `id` names the value or the root of its chunks.
         kind: ObjectKind,
         /// The object.
         id: ObjectId,
-        /// Length of the value; of a list, of all parts together.
+        /// Length of the value; of chunks, of all of them together.
         value_bytes: u64,
     },
     /// A key has no value from now on.
@@ -74,7 +74,7 @@ pub enum Head<'a> {
         /// At most [`KEY_BYTES_MAX`] bytes.
         key: &'a [u8],
     },
-    /// An object that no key points at yet: a part of a large value, a node, a checkpoint.
+    /// An object that no key points at yet: a chunk of a large value, a node, a checkpoint.
     Object {
         /// What it is.
         kind: ObjectKind,
@@ -177,11 +177,11 @@ pub enum Record<'a> {
         branch: BranchNo,
         /// At most [`KEY_BYTES_MAX`] bytes.
         key: &'a [u8],
-        /// Whether `id` names the value or its list of parts.
+        /// Whether `id` names the value or the root of its chunks.
         kind: ObjectKind,
         /// The object.
         id: ObjectId,
-        /// Length of the value; of a list, of all parts together.
+        /// Length of the value; of chunks, of all of them together.
         value_bytes: u64,
         /// The object's bytes; `None` where an earlier record of this log holds them.
         payload: Option<&'a [u8]>,
@@ -350,7 +350,7 @@ impl<'a> Record<'a> {
                 } => {
                     key.len() <= KEY_BYTES_MAX
                         && value_bytes <= VALUE_BYTES_MAX
-                        && (kind == ObjectKind::List
+                        && (kind == ObjectKind::Chunks
                             || payload.is_none_or(|p| p.len() as u64 == value_bytes))
                 }
             }

@@ -22,8 +22,10 @@ use crate::agent::frame::Frame;
 use crate::agent::server_lane::{ServerLane, WakeKind};
 use crate::agent::socket::FrameSocket;
 use crate::id::{AgentNo, BranchNo, LaneNo, SessionNo, View};
+#[cfg(test)]
 use crate::segment::index::ObjectNo;
 use crate::shard::agent::{BranchRef, MAIN};
+use crate::shard::large::LargeValue;
 
 /// Lanes polled at once: one line each in every turn.
 const POLLED_LANES_MAX: usize = 32;
@@ -59,10 +61,10 @@ pub struct Upload {
     pub key: Vec<u8>,
     /// Bytes announced.
     pub total: u64,
-    /// Bytes stored.
+    /// Bytes taken.
     pub stored: u64,
-    /// Stored parts, a reference each.
-    pub parts: Vec<ObjectNo>,
+    /// What of it is stored, and what is not cut yet.
+    pub value: LargeValue,
     /// Parts were appended since the last flush.
     pub unflushed: bool,
 }
@@ -392,11 +394,11 @@ impl Lanes {
         uploads.min_by_key(|(_, touched_ns)| *touched_ns)
     }
 
-    /// Parts that uploads hold.
+    /// Objects that uploads hold.
     #[cfg(test)]
     pub fn upload_parts(&self) -> impl Iterator<Item = ObjectNo> {
         let lanes = self.slots.iter().filter_map(|slot| slot.lane.as_ref());
         let uploads = lanes.filter_map(|lane| lane.upload.as_ref());
-        uploads.flat_map(|upload| upload.parts.iter().copied())
+        uploads.flat_map(|upload| upload.value.held())
     }
 }

@@ -31,6 +31,7 @@ mod control;
 mod fills;
 mod history;
 mod lanes;
+mod large;
 mod merge;
 pub mod nodes;
 mod parked;

@@ -218,8 +218,6 @@ impl<D: Disk> Shard<D> {
         completion.value_bytes = value.bytes;
         let from = from.min(value.bytes);
         let bytes = (value.bytes - from).min(u64::from(bytes_max.min(ARENA_BYTES_MAX)));
-        completion.reply_bytes = bytes as u32;
-        completion.more = from + bytes < value.bytes;
         reply.resize(bytes as usize, 0);
         let mut cold = ColdPieces::new();
         let served = serve_value(
@@ -238,8 +236,11 @@ impl<D: Disk> Shard<D> {
                 let completion = Completion::new(0, Status::Corrupt);
                 self.answer_peer(shard, ticket, completion, Vec::new());
             }
-            Served::Whole(tier) => {
+            Served::Bytes(tier, bytes) => {
                 completion.tier = tier;
+                completion.reply_bytes = bytes;
+                completion.more = from + u64::from(bytes) < value.bytes;
+                reply.truncate(bytes as usize);
                 if cold.is_empty() {
                     self.count_tier(tier);
                     self.answer_peer(shard, ticket, completion, reply);

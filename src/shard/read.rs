@@ -1,6 +1,6 @@
 //! Reads: get, exists, scan, several at once, and the pieces that come from the device.
 //!
-//! Floor 2. A value is served in pieces: one for a small value, one per part for a large one. What
+//! Floor 2. A value is served in pieces: one for a small value, one per chunk for a large one. What
 //! is in memory is copied into the reply at once; what is cold is asked of the I/O core, and the
 //! read completes with its last piece.
 
@@ -9,16 +9,18 @@ use crate::agent::packed;
 use crate::id::{OBJECT_ID_BYTES, ObjectId, VALUE_BYTES_MAX};
 use crate::metrics::{ShardCounters, Stats};
 use crate::segment::index::ObjectNo;
-use crate::segment::{Disk, DiskError, IoRequest, ObjectKind, PART_BYTES_MAX};
+use crate::segment::{Disk, DiskError, IoRequest};
 use crate::shard::agent::BranchRef;
 use crate::shard::lanes::LaneRef;
 use crate::shard::pending::{ColdPiece, Destination, Holder, PendingRead};
 use crate::shard::store::{Piece, Store};
 use crate::shard::{Scratch, Shard, Step};
 use crate::state::Value;
+use crate::state::chunks::CHUNK_BYTES_MIN;
+use crate::state::tree::BLOB_BYTES_MAX;
 
-/// Pieces of one read that may be cold: a reply extent holds no more parts than this, and a
-/// multi-get that finds more cold values than this is told to ask for fewer.
+/// Pieces of one read that may be cold: a get that finds more is answered with what is before them, a
+/// multi-get leaves the values that have more to a get of their own.
 const COLD_PIECES_MAX: usize = 64;
 
 /// Pieces of a read that are not in memory.
@@ -26,8 +28,9 @@ pub(super) type ColdPieces = Vec<ColdPiece>;
 
 /// How far a read came.
 pub(super) enum Served {
-    /// All bytes are in the reply.
-    Whole(Tier),
+    /// So many bytes, from the first one wanted, are in the reply, or will be with what is cold: all
+    /// of them, unless too many pieces are cold.
+    Bytes(Tier, u32),
     /// Stored bytes are damaged.
     Corrupt,
 }
@@ -65,9 +68,7 @@ impl<D: Disk> Shard<D> {
         completion.value_bytes = value.bytes;
         let from = entry.arg0.min(value.bytes);
         let bytes = (value.bytes - from).min(u64::from(entry.reply.len));
-        completion.reply_bytes = bytes as u32;
-        completion.more = from + bytes < value.bytes;
-        let whole = from == 0 && !completion.more && !self.is_list(value);
+        let whole = bytes == value.bytes && !self.store.is_chunked(value);
         let mut cold = ColdPieces::new();
         let Some(lane) = self.lanes.get_mut(at) else {
             return Step::Done;
@@ -86,10 +87,15 @@ impl<D: Disk> Shard<D> {
             },
         );
         let fill = owner.filter(|_| whole);
-        match served {
-            Served::Corrupt => self.finish_corrupt(at, entry.user_data),
-            Served::Whole(tier) if cold.is_empty() => {
-                completion.tier = tier;
+        let Served::Bytes(tier, bytes) = served else {
+            self.finish_corrupt(at, entry.user_data);
+            return Step::Done;
+        };
+        completion.tier = tier;
+        completion.reply_bytes = bytes;
+        completion.more = from + u64::from(bytes) < value.bytes;
+        match cold.is_empty() {
+            true => {
                 self.count_tier(tier);
                 self.finish(at, completion);
                 if let Some((place, key)) = fill {
@@ -98,8 +104,7 @@ impl<D: Disk> Shard<D> {
                     self.want_fill(place, key, ObjectNo(value.object));
                 }
             }
-            Served::Whole(tier) => {
-                completion.tier = tier;
+            false => {
                 let fill = fill.map(|(place, key)| (place, key.into(), ObjectNo(value.object)));
                 self.await_cold(Destination::Lane(at, entry.reply), completion, cold, fill);
             }
@@ -182,7 +187,7 @@ impl<D: Disk> Shard<D> {
             head.value_bytes = value.bytes as u32;
             head.id = self.store.value_id(value);
             // What finds no room is named, and left to a get of its own.
-            let room = if cold.len() < COLD_PIECES_MAX {
+            let room = if cold.len() + pieces_max(value.bytes) <= COLD_PIECES_MAX {
                 value.bytes
             } else {
                 u64::MAX
@@ -205,7 +210,7 @@ impl<D: Disk> Shard<D> {
                     },
                 );
                 match served {
-                    Served::Whole(tier) => {
+                    Served::Bytes(tier, _) => {
                         head.tier = tier;
                         completion.tier = later(completion.tier, tier);
                         count_tier(counters, tier);
@@ -401,14 +406,18 @@ impl<D: Disk> Shard<D> {
         self.last_tier = tier;
         count_tier(self.counters(), tier);
     }
+}
 
-    fn is_list(&self, value: Value) -> bool {
-        self.store.tables.objects.get(ObjectNo(value.object)).kind == ObjectKind::List
+/// At most so many pieces a value is read in.
+fn pieces_max(value_bytes: u64) -> usize {
+    match value_bytes <= u64::from(BLOB_BYTES_MAX) {
+        true => 1,
+        false => value_bytes as usize / CHUNK_BYTES_MIN + 1,
     }
 }
 
 /// Copies bytes `from..from + bytes` of a value to `to` and beyond through `write`. What is cold
-/// is added to `cold`.
+/// is added to `cold`, as much as there may be.
 pub(super) fn serve_value<D: Disk>(
     store: &mut Store<D>,
     value: Value,
@@ -420,29 +429,25 @@ pub(super) fn serve_value<D: Disk>(
 ) -> Served {
     debug_assert!(from + u64::from(bytes) <= value.bytes && value.bytes <= VALUE_BYTES_MAX);
     let object = ObjectNo(value.object);
-    if !(store.tables.objects.get(object).kind == ObjectKind::List) {
+    if !store.is_chunked(value) {
         return serve_piece(store, object, from as u32, bytes, to, cold, &mut write);
     }
-    let mut worst = Tier::None;
-    let (mut from, mut left, mut to) = (from, bytes, to);
-    while left > 0 {
-        let part = (from / PART_BYTES_MAX as u64) as usize;
-        let within = (from % PART_BYTES_MAX as u64) as u32;
-        let take = left.min(PART_BYTES_MAX as u32 - within);
-        // A list that recovery could not read has no parts: it is quarantined.
-        let parts = store.tables.lists.get(&object.0);
-        let Some(&object) = parts.and_then(|parts| parts.get(part)) else {
+    let (mut worst, mut done) = (Tier::None, 0);
+    while done < bytes && cold.len() < COLD_PIECES_MAX {
+        let at = from as u32 + done;
+        let chunk = store.tables.chunk_at(object, value.bytes as u32, at);
+        let Some(chunk) = chunk else {
             return Served::Corrupt;
         };
-        match serve_piece(store, object, within, take, to, cold, &mut write) {
-            Served::Whole(tier) => worst = later(worst, tier),
+        let take = chunk.left.min(bytes - done);
+        let (object, to) = (chunk.object, to + done);
+        match serve_piece(store, object, chunk.from, take, to, cold, &mut write) {
+            Served::Bytes(tier, _) => worst = later(worst, tier),
             Served::Corrupt => return Served::Corrupt,
         }
-        from += u64::from(take);
-        left -= take;
-        to += take;
+        done += take;
     }
-    Served::Whole(worst)
+    Served::Bytes(worst, done)
 }
 
 fn serve_piece<D: Disk>(
@@ -460,8 +465,8 @@ fn serve_piece<D: Disk>(
         at += chunk.len() as u32;
     });
     match piece {
-        Piece::L2 => Served::Whole(Tier::L2),
-        Piece::L3 => Served::Whole(Tier::L3),
+        Piece::L2 => Served::Bytes(Tier::L2, bytes),
+        Piece::L3 => Served::Bytes(Tier::L3, bytes),
         Piece::Cold(_) => {
             cold.push(ColdPiece {
                 read: 0,
@@ -470,7 +475,7 @@ fn serve_piece<D: Disk>(
                 bytes,
                 to,
             });
-            Served::Whole(Tier::Cold)
+            Served::Bytes(Tier::Cold, bytes)
         }
         Piece::Corrupt => Served::Corrupt,
     }

@@ -4,14 +4,16 @@
 //! (forks, values that were read, lanes) is not rebuilt.
 //!
 //! Invariants
+//! - what an Object record stores stays to the end of the replay, so that what names it later finds it.
 //! - an object that a checkpoint's tree may hold stays, without any key that names it.
 //! - a record that nothing before it explains is an error: the start is refused, and nothing changed.
 
 use crate::id::{AgentNo, BranchNo, ObjectId, SegmentNo};
 use crate::segment::index::ObjectNo;
-use crate::segment::{Head, ListPayload, Location, ObjectKind, RecoveredRecord};
+use crate::segment::{Head, Location, ObjectKind, RecoveredRecord};
 use crate::shard::agent::{BranchRef, named};
-use crate::shard::tables::{Freed, Tables, TablesError};
+use crate::shard::tables::{Child, Freed, Tables, TablesError};
+use crate::state::chunks;
 use crate::state::{Held, Value, WorkingSet};
 
 impl Tables {
@@ -39,6 +41,7 @@ impl Tables {
                     self.objects.keep(no);
                     self.objects.release(no);
                 } else {
+                    self.objects.set_logged(no, true);
                     self.loose.push(no);
                 }
             }
@@ -132,31 +135,40 @@ impl Tables {
         }
     }
 
-    /// Ends the replay: looks up the parts of lists, whose bytes `read` fetches, and drops parts
-    /// that no list holds. A list that can't be read is quarantined, not the end of the shard.
+    /// Ends the replay: reads the nodes of large values that are still named, whose bytes `read`
+    /// fetches, and drops what nothing holds. A node that can't be read is quarantined, not the end
+    /// of the shard.
     pub fn finish(&mut self, mut read: impl FnMut(Location) -> Option<Vec<u8>>) {
-        for (no, at) in std::mem::take(&mut self.unread) {
-            let no = ObjectNo(no);
-            let stored =
-                read(at).filter(|stored| ObjectId::of_list(stored) == self.objects.get(no).id);
-            let parts = stored.as_deref().and_then(|stored| {
-                let list = ListPayload::decode(stored).ok()?;
-                list.parts()
-                    .map(|id| self.objects.find(&id))
-                    .collect::<Option<Box<[_]>>>()
-            });
-            match parts {
-                Some(parts) => {
-                    for &part in &parts {
-                        self.objects.acquire(part);
-                    }
-                    self.add_list(no, parts);
-                }
-                None => self.objects.quarantine(no),
+        let loose = std::mem::take(&mut self.loose);
+        loose.iter().for_each(|&no| self.objects.pin(no));
+        let named = |no: &u32| {
+            let object = self.objects.get(ObjectNo(*no));
+            object.kept || object.references > object.pins
+        };
+        let mut wanted: Vec<u32> = self.unread.keys().copied().filter(named).collect();
+        let mut unreadable = Vec::new();
+        while let Some(no) = wanted.pop() {
+            // Several may hold it.
+            let Some(at) = self.unread.remove(&no) else {
+                continue;
+            };
+            let children = read(at).and_then(|stored| self.children(ObjectNo(no), &stored));
+            let Some(children) = children else {
+                unreadable.push(ObjectNo(no));
+                continue;
+            };
+            for child in &children {
+                self.objects.acquire(child.object);
+                wanted.push(child.object.0);
             }
+            self.chunks.insert(no, children);
         }
-        for no in std::mem::take(&mut self.loose) {
+        for no in loose {
+            self.objects.unpin(no);
             self.bury(no);
+        }
+        for no in unreadable {
+            self.objects.quarantine(no);
         }
         for (no, at) in std::mem::take(&mut self.damaged) {
             // Else it went, or was stored again.
@@ -164,6 +176,27 @@ impl Tables {
                 self.objects.quarantine(no);
             }
         }
+    }
+
+    /// What the bytes of a node over chunks say that it holds, if they are its bytes, and all of it is
+    /// stored.
+    fn children(&self, no: ObjectNo, stored: &[u8]) -> Option<Box<[Child]>> {
+        if ObjectId::of_chunks(stored) != self.objects.get(no).id {
+            return None;
+        }
+        let (level, entries) = chunks::entries(stored).ok()?;
+        let mut end = 0;
+        let child = |(id, bytes)| {
+            let object = self.objects.find(&id)?;
+            let found = self.objects.get(object);
+            let fits = match level {
+                0 => found.kind == ObjectKind::Blob && found.at.bytes == bytes,
+                _ => found.kind == ObjectKind::Chunks,
+            };
+            end += bytes;
+            fits.then_some(Child { object, end })
+        };
+        entries.map(child).collect()
     }
 
     /// Bytes of each segment that the replay found to be garbage; asked once, after
@@ -231,7 +264,7 @@ impl Tables {
             None => {
                 let at = payload.ok_or(TablesError::UnknownObject { sequence, id })?;
                 let no = self.add_object(id, kind, at);
-                if kind == ObjectKind::List {
+                if kind == ObjectKind::Chunks {
                     self.unread.insert(no.0, at);
                 }
                 no

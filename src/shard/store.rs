@@ -20,13 +20,15 @@ use crate::cache::{EntryNo, L2};
 use crate::id::{AgentNo, ObjectId};
 use crate::segment::index::{NOT_CACHED, ObjectNo};
 use crate::segment::{
-    Appended, Disk, DiskError, HEAD_BYTES_MAX, IoReply, ListPayload, Location, Log, LogError,
-    LogEvent, NotReady, ObjectKind, PART_BYTES_MAX, Read, Record, Sequence,
+    Appended, Disk, DiskError, HEAD_BYTES_MAX, IoReply, Location, Log, LogError, LogEvent,
+    NotReady, ObjectKind, Read, Record, Sequence,
 };
 use crate::shard::agent::{BranchRef, named};
 use crate::shard::commit::Commits;
+use crate::shard::large::LargeValue;
 use crate::shard::nodes::NodeCache;
 use crate::shard::tables::{Freed, Tables};
+use crate::state::tree::BLOB_BYTES_MAX;
 use crate::state::{Held, Retired, Value};
 
 /// Share of a segment that only deletes may use while no further segment can be made, as a divisor.
@@ -109,17 +111,18 @@ enum Undo {
     },
     /// An object was added that nothing refers to but a tree to come.
     Kept(ObjectNo),
+    /// The log got an Object record of an object that it had by another.
+    Logged(ObjectNo),
     /// An agent was added.
     Agent,
     /// An agent was marked public or private.
     Public { agent: AgentNo, before: bool },
 }
 
-/// A value that a key is to name.
+/// A value of one object that a key is to name.
 struct NamedValue<'a> {
     at: BranchRef,
     key: &'a [u8],
-    kind: ObjectKind,
     id: ObjectId,
     value_bytes: u64,
     /// Its bytes, if they are not stored yet.
@@ -148,8 +151,10 @@ pub struct Store<D> {
     undo: Vec<Undo>,
     undo_keys: Vec<u8>,
     freed: Freed,
-    list_buffer: Vec<u8>,
-    list_ids: Vec<ObjectId>,
+    /// Buffers for the next value that is put whole and is stored in chunks.
+    pub(super) large: LargeValue,
+    /// Memory that uploads take.
+    uploads_bytes: u64,
 }
 
 impl<D: Disk> Store<D> {
@@ -175,8 +180,8 @@ impl<D: Disk> Store<D> {
             undo: Vec::with_capacity(256),
             undo_keys: Vec::with_capacity(16 << 10),
             freed: Freed::with_capacity(64),
-            list_buffer: Vec::new(),
-            list_ids: Vec::new(),
+            large: LargeValue::default(),
+            uploads_bytes: 0,
         }
     }
 
@@ -189,6 +194,12 @@ impl<D: Disk> Store<D> {
     /// The id of what a key names.
     pub fn value_id(&self, value: Value) -> ObjectId {
         self.tables.objects.get(ObjectNo(value.object)).id
+    }
+
+    /// Whether a value is stored in chunks; else it is one object.
+    #[inline]
+    pub fn is_chunked(&self, value: Value) -> bool {
+        self.tables.objects.get(ObjectNo(value.object)).kind == ObjectKind::Chunks
     }
 
     /// Hands `bytes` bytes of an object, from byte `from`, to `sink` in order. What is cold or
@@ -275,20 +286,36 @@ impl<D: Disk> Store<D> {
         self.index_bytes > self.index_bytes_max
     }
 
-    /// Lets a key name a value of at most one part; also the object that it names now.
+    /// Lets a key name a value that is given whole; also the object that it names now.
     pub fn put(
         &mut self,
         at: BranchRef,
         key: &[u8],
         payload: &[u8],
     ) -> Result<(ObjectNo, Written), Refused> {
-        self.ready(payload.len(), self.value(at, key).is_none())?;
-        self.put_granted(at, key, payload)
+        let adds_key = self.value(at, key).is_none();
+        if payload.len() > BLOB_BYTES_MAX as usize {
+            return self.put_large(at, key, payload, adds_key);
+        }
+        self.ready(payload.len(), adds_key)?;
+        self.put_blob(at, key, payload)
     }
 
     /// The same, where [`Store::ready`] has granted this write already, perhaps among others: what
     /// those took of the memory since does not refuse it.
     pub fn put_granted(
+        &mut self,
+        at: BranchRef,
+        key: &[u8],
+        payload: &[u8],
+    ) -> Result<(ObjectNo, Written), Refused> {
+        if payload.len() > BLOB_BYTES_MAX as usize {
+            return self.put_large(at, key, payload, false);
+        }
+        self.put_blob(at, key, payload)
+    }
+
+    fn put_blob(
         &mut self,
         at: BranchRef,
         key: &[u8],
@@ -306,7 +333,6 @@ impl<D: Disk> Store<D> {
         let appended = self.append_named(&NamedValue {
             at,
             key,
-            kind: ObjectKind::Blob,
             id,
             value_bytes,
             payload: (!stored).then_some(payload),
@@ -334,128 +360,17 @@ impl<D: Disk> Store<D> {
         Ok((object, written))
     }
 
-    /// Stores one part of a large value; the caller holds its reference until the list does.
-    pub fn put_part(&mut self, payload: &[u8]) -> Result<ObjectNo, Refused> {
-        self.ready(payload.len(), false)?;
-        let id = ObjectId::of_blob(payload);
-        let known = self.tables.objects.find_named(&id);
-        let payload = known.is_none().then_some(payload);
-        let record = Record::Object {
-            kind: ObjectKind::Blob,
-            id,
-            kept: false,
-            payload,
-        };
-        let appended = self.log.append(&record).map_err(refused)?;
-        match known {
-            Some(object) => {
-                self.tables.objects.acquire(object);
-                Ok(object)
-            }
-            None => Ok(self
-                .tables
-                .add_object(id, ObjectKind::Blob, appended.payload)),
-        }
-    }
-
-    /// Lets a key name a large value: takes over the references to its parts.
-    pub fn put_list(
-        &mut self,
-        at: BranchRef,
-        key: &[u8],
-        value_bytes: u64,
-        parts: &mut Vec<ObjectNo>,
-    ) -> Result<Written, Refused> {
-        let before = self.value(at, key);
-        self.ready(PART_BYTES_MAX, before.is_none())?;
-        let mut buffer = std::mem::take(&mut self.list_buffer);
-        buffer.clear();
-        let mut ids = std::mem::take(&mut self.list_ids);
-        ids.clear();
-        ids.extend(parts.iter().map(|&part| self.tables.objects.get(part).id));
-        ListPayload::encode(value_bytes, PART_BYTES_MAX as u32, &ids, &mut buffer)
-            .expect("as many whole parts as the value has bytes");
-        self.list_ids = ids;
-        let written = self.put_encoded_list(at, key, value_bytes, &buffer, parts);
-        self.list_buffer = buffer;
-        written
-    }
-
-    fn put_encoded_list(
-        &mut self,
-        at: BranchRef,
-        key: &[u8],
-        value_bytes: u64,
-        payload: &[u8],
-        parts: &mut Vec<ObjectNo>,
-    ) -> Result<Written, Refused> {
-        let id = ObjectId::of_list(payload);
-        let known = self.sound_list(&id);
-        let appended = self.append_named(&NamedValue {
-            at,
-            key,
-            kind: ObjectKind::List,
-            id,
-            value_bytes,
-            payload: known.is_none().then_some(payload),
-        })?;
-        let object = match known {
-            Some(object) => {
-                self.tables.objects.acquire(object);
-                // The list that is stored holds the same parts already.
-                for part in parts.drain(..) {
-                    self.tables.release(part, &mut self.freed);
-                }
-                self.forget_freed();
-                object
-            }
-            None => {
-                let object = self
-                    .tables
-                    .add_object(id, ObjectKind::List, appended.payload);
-                self.tables.add_list(object, parts.drain(..).collect());
-                object
-            }
-        };
-        self.name(
-            at,
-            key,
-            Value {
-                object: object.0,
-                bytes: value_bytes,
-            },
-        );
-        Ok(Written {
-            sequence: appended.sequence,
-            id,
-            deduplicated: known.is_some(),
-        })
-    }
-
-    /// The list of that id, if no part of it is known to be damaged: a list that is stored again
-    /// must not be shared with one whose parts can't be read.
-    fn sound_list(&mut self, id: &ObjectId) -> Option<ObjectNo> {
-        let list = self.tables.objects.find_named(id)?;
-        let objects = &mut self.tables.objects;
-        let parts = self.tables.lists.get(&list.0)?;
-        if parts.iter().any(|&part| objects.get(part).quarantined) {
-            objects.quarantine(list);
-            return None;
-        }
-        Some(list)
-    }
-
     /// Appends the record that lets a key name a value. Of a fork the log gets the value alone: nobody
     /// asks for its keys after the run.
     fn append_named(&mut self, named: &NamedValue<'_>) -> Result<Appended, Refused> {
         let NamedValue {
             at,
             key,
-            kind,
             id,
             value_bytes,
             payload,
         } = *named;
+        let kind = ObjectKind::Blob;
         let record = if at.is_fork() {
             Record::Object {
                 kind,
@@ -533,6 +448,12 @@ impl<D: Disk> Store<D> {
         self.undo.push(Undo::Kept(object));
     }
 
+    /// Notes that the log has an Object record of an object, until a failed flush takes it back.
+    pub(super) fn note_logged(&mut self, object: ObjectNo) {
+        self.tables.objects.set_logged(object, true);
+        self.undo.push(Undo::Logged(object));
+    }
+
     /// Gives back one reference to an object.
     pub(super) fn release(&mut self, object: ObjectNo) {
         self.tables.release(object, &mut self.freed);
@@ -548,12 +469,20 @@ impl<D: Disk> Store<D> {
         fits
     }
 
-    /// Gives back the references of an upload that won't end.
-    pub fn release_parts(&mut self, parts: &mut Vec<ObjectNo>) {
-        for part in parts.drain(..) {
-            self.tables.release(part, &mut self.freed);
+    /// Takes memory for an upload out of that of the indexes; whether there is so much.
+    pub(super) fn take_upload_memory(&mut self, bytes: u64) -> bool {
+        let fits = self.index_bytes + bytes <= self.index_bytes_max;
+        if fits {
+            self.index_bytes += bytes;
+            self.uploads_bytes += bytes;
         }
-        self.forget_freed();
+        fits
+    }
+
+    /// Gives it back.
+    pub(super) fn give_upload_memory(&mut self, bytes: u64) {
+        self.index_bytes = self.index_bytes.saturating_sub(bytes);
+        self.uploads_bytes -= bytes;
     }
 
     /// Objects that keys named before writes that are not flushed: a reference each.
@@ -627,7 +556,7 @@ impl<D: Disk> Store<D> {
 
     /// Measures the memory of the indexes again: too slow for every write, cheap now and then.
     pub fn measure(&mut self) -> u64 {
-        self.index_bytes = self.tables.memory_bytes();
+        self.index_bytes = self.tables.memory_bytes() + self.uploads_bytes;
         self.index_bytes
     }
 
@@ -659,12 +588,13 @@ impl<D: Disk> Store<D> {
                 }
             }
             Undo::Kept(object) => self.tables.drop_kept(object, &mut self.freed),
+            Undo::Logged(object) => self.tables.objects.set_logged(object, false),
             Undo::Agent => self.tables.remove_last_agent(),
             Undo::Public { agent, before } => self.tables.agent_mut(agent).public = before,
         }
     }
 
-    fn name(&mut self, at: BranchRef, key: &[u8], value: Value) {
+    pub(super) fn name(&mut self, at: BranchRef, key: &[u8], value: Value) {
         let before = self.tables.set_key(at, key, Some(value));
         if before.is_none() {
             // Measured exactly now and then; until then a flood of new keys must not go unseen.

@@ -4,7 +4,7 @@
 //! the order of the log, and changed in the same way by every write afterwards.
 //!
 //! Invariants
-//! - an object's references are: keys that name it + lists that hold it + uploads that hold it.
+//! - an object's references are: keys that name it + nodes over chunks that hold it + uploads that hold it.
 //! - `agents[n]` is the agent of number `n`; numbers are never reused.
 
 use std::collections::HashMap;
@@ -13,7 +13,7 @@ use crate::id::{AgentNo, BranchNo, ObjectId, SegmentNo};
 use crate::segment::index::{ObjectIndex, ObjectNo};
 use crate::segment::{Location, ObjectKind};
 use crate::shard::agent::{Agent, Branch, BranchRef, named};
-use crate::state::tree::EMPTY_TREE;
+use crate::state::tree::{EMPTY_TREE, LEVEL_MAX};
 use crate::state::{Held, Value};
 
 /// A log that contradicts itself: intact records in an impossible order.
@@ -57,6 +57,26 @@ pub enum TablesError {
 /// Objects whose last reference went, with what their bytes took: garbage now.
 pub type Freed = Vec<(ObjectNo, Location)>;
 
+/// What a node over chunks holds: a chunk, or a node of the level below.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Child {
+    /// The object.
+    pub object: ObjectNo,
+    /// Where it ends, in bytes of the value from where the node begins.
+    pub end: u32,
+}
+
+/// A place in a chunk of a large value.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Chunk {
+    /// The chunk.
+    pub object: ObjectNo,
+    /// The place in it, in bytes.
+    pub from: u32,
+    /// Bytes of it from there on.
+    pub left: u32,
+}
+
 /// The tables of one shard.
 #[derive(Debug, Default)]
 pub struct Tables {
@@ -66,18 +86,17 @@ pub struct Tables {
     pub by_name: HashMap<Box<[u8]>, AgentNo>,
     /// All objects.
     pub objects: ObjectIndex,
-    /// The parts of each list object.
-    pub lists: HashMap<u32, Box<[ObjectNo]>>,
+    /// What each node over chunks holds, in order, a reference each.
+    pub chunks: HashMap<u32, Box<[Child]>>,
     /// Keys of all agents.
     pub keys: u64,
     /// Stored bytes of all objects.
     pub live_bytes: u64,
     /// Stored bytes of objects that went.
     pub garbage_bytes: u64,
-    /// While the log is replayed: objects stored ahead of the list that holds them, one reference
-    /// each.
+    /// While the log is replayed: objects stored ahead of what holds them, one reference each.
     pub(super) loose: Vec<ObjectNo>,
-    /// While the log is replayed: lists whose parts are not looked up yet, and where they lie.
+    /// While the log is replayed: nodes over chunks that were not read yet, and where they lie.
     pub(super) unread: HashMap<u32, Location>,
     /// While the log is replayed: objects whose stored bytes are known to be damaged, and where they
     /// lie. They are found by their id until the end, as later records may refer to them.
@@ -140,9 +159,31 @@ impl Tables {
         self.release(no, freed);
     }
 
-    /// Lets a list hold its parts: takes over one reference of each.
-    pub fn add_list(&mut self, list: ObjectNo, parts: Box<[ObjectNo]>) {
-        self.lists.insert(list.0, parts);
+    /// The chunk of a large value, `bytes` long, that has byte `at`. `None` where what leads there is
+    /// damaged: recovery found no such node, or lengths don't add up.
+    #[must_use]
+    pub fn chunk_at(&self, root: ObjectNo, bytes: u32, at: u32) -> Option<Chunk> {
+        let (mut node, mut bytes, mut at) = (root, bytes, at);
+        for _ in 0..=LEVEL_MAX {
+            let children = self.chunks.get(&node.0)?;
+            if children.last()?.end != bytes {
+                return None;
+            }
+            let index = children.partition_point(|child| child.end <= at);
+            let child = children.get(index)?;
+            let start = index.checked_sub(1).map_or(0, |last| children[last].end);
+            let (from, span) = (at - start, child.end - start);
+            let object = self.objects.get(child.object);
+            if object.kind == ObjectKind::Blob {
+                return (object.at.bytes == span).then_some(Chunk {
+                    object: child.object,
+                    from,
+                    left: span - from,
+                });
+            }
+            (node, bytes, at) = (child.object, span, from);
+        }
+        None
     }
 
     /// The branch of a reference that was checked.
@@ -195,18 +236,21 @@ impl Tables {
 
     /// Gives back one reference; whatever went with it is added to `freed`.
     pub fn release(&mut self, no: ObjectNo, freed: &mut Freed) {
-        let at = self.objects.get(no).at;
-        if !self.objects.release(no) {
-            return;
-        }
-        self.live_bytes -= u64::from(at.bytes);
-        self.garbage_bytes += u64::from(at.bytes);
-        freed.push((no, at));
-        self.unread.remove(&no.0);
-        if let Some(parts) = self.lists.remove(&no.0) {
-            for part in parts {
-                self.release(part, freed);
+        let (mut next, mut below) = (Some(no), Vec::new());
+        while let Some(no) = next {
+            let object = self.objects.get(no);
+            let (at, kind) = (object.at, object.kind);
+            if self.objects.release(no) {
+                self.live_bytes -= u64::from(at.bytes);
+                self.garbage_bytes += u64::from(at.bytes);
+                freed.push((no, at));
+                if kind == ObjectKind::Chunks {
+                    self.unread.remove(&no.0);
+                    let children = self.chunks.remove(&no.0).unwrap_or_default();
+                    below.extend(children.iter().map(|child| child.object));
+                }
             }
+            next = below.pop();
         }
     }
 
@@ -214,8 +258,9 @@ impl Tables {
     #[must_use]
     pub fn memory_bytes(&self) -> u64 {
         let sets: usize = self.agents.iter().map(Agent::memory_bytes).sum();
-        let lists: usize = self.lists.values().map(|parts| parts.len() * 4 + 64).sum();
+        let chunks = self.chunks.values();
+        let chunks: usize = chunks.map(|all| size_of_val(&**all) + 64).sum();
         let agents = self.agents.capacity() * (size_of::<Agent>() + 96);
-        (self.objects.memory_bytes() + sets + lists + agents) as u64
+        (self.objects.memory_bytes() + sets + chunks + agents) as u64
     }
 }

@@ -22,6 +22,8 @@ use crate::segment::{DiskError, Log, LogConfig, LogId, recover};
 use crate::shard::agent::{BranchRef, MAIN};
 use crate::shared::SharedMemory;
 
+mod large;
+
 const SEGMENT_BYTES: u32 = 1 << 20;
 
 /// The main branch of the first agent.
@@ -278,8 +280,8 @@ impl World {
                 keys += 1;
             }
         }
-        for part in tables.lists.values().flat_map(|parts| parts.iter()) {
-            *wanted.entry(part.0).or_default() += 1;
+        for child in tables.chunks.values().flatten() {
+            *wanted.entry(child.object.0).or_default() += 1;
         }
         for part in self.shard.lanes.upload_parts() {
             *wanted.entry(part.0).or_default() += 1;
@@ -806,20 +808,20 @@ fn damage_that_a_start_finds_is_an_error_of_its_values_only() {
     let mut world = world.restarted(0);
     assert_eq!(world.get(b"bad").unwrap(), content);
 
-    // Of a large value, the list or a part of it.
-    for damage_list in [true, false] {
-        let large = vec![9 + u8::from(damage_list); 100_000];
+    // Of a large value, the root or a chunk of it.
+    for damage_root in [true, false] {
+        let large = vec![9 + u8::from(damage_root); 100_000];
         world.put_large(b"large", &large, Durability::Power);
         world.put(b"behind", b"finer");
         let tables = &world.shard.store.tables;
-        let list = world
+        let root = world
             .shard
             .store
             .value(main_of_first(), b"large")
             .unwrap()
             .object;
-        let part = tables.lists[&list][0];
-        let no = if damage_list { ObjectNo(list) } else { part };
+        let chunk = tables.chunks[&root][0].object;
+        let no = if damage_root { ObjectNo(root) } else { chunk };
         let at = tables.objects.get(no).at;
         world.disk().bytes_mut(at.segment)[at.offset as usize + 20] ^= 4;
         world = world.restarted(0);
@@ -852,7 +854,7 @@ fn bytes_that_only_this_run_holds_back_are_stored_again() {
     assert_eq!(world.get(b"b").unwrap(), b"content");
     assert_eq!(world.get(b"a"), Err(Status::NotFound));
 
-    // The same for the list of a large value.
+    // The same for the root of a large value.
     let large = vec![5; 100_000];
     world.put_large(b"e", &large, Durability::Process);
     let volatile = Some(Durability::Volatile);
@@ -932,9 +934,9 @@ fn pipelined_writes_of_few_contents_survive_restarts() {
     }
 }
 
-/// Recovery can't know the parts of a list that it can't read; reading the value panicked once.
+/// Recovery can't know the chunks below a root that it can't read; reading the value panicked once.
 #[test]
-fn a_large_value_whose_list_is_damaged_is_an_error() {
+fn a_large_value_whose_root_is_damaged_is_an_error() {
     let mut world = World::new(0);
     let large: Vec<u8> = (0..200_000_u32).map(|i| (i * 7) as u8).collect();
     world.put_large(b"big", &large, Durability::Process);
@@ -964,9 +966,7 @@ fn a_stalled_lane_is_looked_at_once_a_turn() {
     world.put(b"a", b"x");
     world.disk().at_once = false;
     for round in 0..100_u32 {
-        let content: Vec<u8> = (0..30_000_u32)
-            .map(|i| (i.wrapping_mul(round + 3) >> 3) as u8)
-            .collect();
+        let content = large::noise(u64::from(round), 30_000);
         world.submit(Op::Put, &round.to_le_bytes(), &content, |_| {});
         world.step();
         world.step();

@@ -1,6 +1,6 @@
 //! Which large values may be on their way in: how many, whose, and which of them go to make room.
 //!
-//! Floor 2. An upload holds the numbers of its parts, and the parts their space, for as long as its
+//! Floor 2. An upload holds what of its value is stored, and some memory, for as long as its
 //! writer likes; so there are shares, and one that fell silent goes when another needs its place.
 //!
 //! Cost of beginning one: a look into a small map. Where there is no room, all lanes are looked at,
@@ -16,13 +16,17 @@ use crate::segment::Disk;
 use crate::shard::Shard;
 use crate::shard::agent::BranchRef;
 use crate::shard::lanes::{LaneRef, Upload};
+use crate::shard::large::LargeValue;
 
-/// Large values on their way in at once, per shard: each holds its parts' numbers.
+/// Large values on their way in at once, per shard.
 pub(super) const UPLOADS_MAX: usize = 1024;
 /// Of these, at most so many of one session.
 pub(super) const UPLOADS_PER_SESSION_MAX: usize = UPLOADS_MAX / 4;
 /// An upload that saw no part for so long goes when its place is needed, in nanoseconds.
 pub(super) const UPLOAD_IDLE_NS: u64 = 60_000_000_000;
+
+/// Memory that an upload is charged with: a chunk that is not cut yet, and a node for each level.
+const UPLOAD_BYTES: u64 = 64 << 10;
 
 /// How many uploads there are.
 #[derive(Debug, Default)]
@@ -76,7 +80,7 @@ impl Uploads {
 
 impl<D: Disk> Shard<D> {
     /// Starts a large value, dropping one that the lane never ended; `false` where there are too
-    /// many.
+    /// many, or there is no memory for one more.
     pub(super) fn begin_upload(
         &mut self,
         at: LaneRef,
@@ -93,6 +97,9 @@ impl<D: Disk> Shard<D> {
                 return false;
             }
         }
+        if !self.store.take_upload_memory(UPLOAD_BYTES) {
+            return false;
+        }
         if let Some(lane) = self.lanes.get_mut(at) {
             self.uploads.begin(session);
             lane.upload = Some(Box::new(Upload {
@@ -102,7 +109,7 @@ impl<D: Disk> Shard<D> {
                 key: key.to_vec(),
                 total,
                 stored: 0,
-                parts: Vec::new(),
+                value: LargeValue::default(),
                 unflushed: false,
             }));
         }
@@ -112,10 +119,12 @@ impl<D: Disk> Shard<D> {
     /// Gives up what is left of a large value.
     pub(super) fn drop_upload(&mut self, mut upload: Upload) {
         self.uploads.end(upload.session);
-        self.store.release_parts(&mut upload.parts);
+        self.store.give_upload_memory(UPLOAD_BYTES);
+        self.store.drop_large(&mut upload.value);
     }
 
-    fn take_upload(&mut self, at: LaneRef) {
+    /// Drops the large value that a lane did not end, if there is one.
+    pub(super) fn take_upload(&mut self, at: LaneRef) {
         let upload = self.lanes.get_mut(at).and_then(|lane| lane.upload.take());
         if let Some(upload) = upload {
             self.drop_upload(*upload);

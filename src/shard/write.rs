@@ -8,10 +8,10 @@ use crate::agent::entry::{BusyReason, Completion, Status, Submission};
 use crate::agent::packed;
 use crate::config::Durability;
 use crate::id::{OBJECT_ID_BYTES, ObjectId, VALUE_BYTES_MAX};
-use crate::segment::index::ObjectNo;
-use crate::segment::{Disk, DiskError, HEAD_BYTES_MAX, LogError, PART_BYTES_MAX, Record, Sequence};
+use crate::segment::{Disk, DiskError, LogError, PART_BYTES_MAX, Sequence};
 use crate::shard::agent::BranchRef;
 use crate::shard::lanes::{LaneRef, Upload};
+use crate::shard::large::{LargeValue, put_bytes_max};
 use crate::shard::store::{Refused, Written};
 use crate::shard::{Scratch, Shard, Staged, Step};
 
@@ -20,6 +20,16 @@ impl<D: Disk> Shard<D> {
         let Some(place) = self.take_input(at, entry, scratch) else {
             return Step::Done;
         };
+        self.put_whole(at, place, entry, scratch)
+    }
+
+    fn put_whole(
+        &mut self,
+        at: LaneRef,
+        place: BranchRef,
+        entry: &Submission,
+        scratch: &Scratch,
+    ) -> Step {
         let written = self
             .check_expected(at, place, entry, &scratch.key)
             .and_then(|()| self.store.put(place, &scratch.key, &scratch.value));
@@ -76,6 +86,12 @@ impl<D: Disk> Shard<D> {
             self.finish(at, Completion::new(entry.user_data, Status::TooLarge));
             return Step::Done;
         }
+        let bytes = scratch.value.len() as u64;
+        let last = offset + bytes == total;
+        if offset == 0 && last {
+            self.take_upload(at);
+            return self.put_whole(at, place, entry, scratch);
+        }
         if offset == 0 && !self.begin_upload(at, place, &scratch.key, total) {
             let mut busy = Completion::new(entry.user_data, Status::Busy);
             busy.detail = BusyReason::Uploads as u32;
@@ -90,18 +106,16 @@ impl<D: Disk> Shard<D> {
         else {
             return self.out_of_order(at, entry, 0);
         };
-        let bytes = scratch.value.len() as u64;
-        let whole = bytes == PART_BYTES_MAX as u64 || offset + bytes == total;
+        let whole = bytes == PART_BYTES_MAX as u64 || last;
         let same = upload.place == place && upload.key == scratch.key && upload.total == total;
         if !same || upload.stored != offset || !whole {
             let expected = upload.stored;
             self.drop_upload(upload);
             return self.out_of_order(at, entry, expected);
         }
-        let last = offset + bytes == total;
-        let stored = self.append_part(at, place, entry, scratch, last);
-        let part = match stored {
-            Ok(part) => part,
+        let value = &mut upload.value;
+        match self.append_part(at, place, entry, scratch, value, last) {
+            Ok(()) => {}
             Err(refused @ (Refused::Wait | Refused::Cold(_))) => {
                 self.put_back(at, upload);
                 return self.refuse(at, entry, refused);
@@ -110,8 +124,7 @@ impl<D: Disk> Shard<D> {
                 self.drop_upload(upload);
                 return self.end_write(at, entry, Err(refused));
             }
-        };
-        upload.parts.push(part);
+        }
         upload.stored += bytes;
         upload.touched_ns = self.now;
         if !upload.unflushed {
@@ -119,43 +132,37 @@ impl<D: Disk> Shard<D> {
             self.unflushed_uploads.push(at);
         }
         if last {
-            let written = self
-                .store
-                .put_list(place, &scratch.key, total, &mut upload.parts);
+            let value = &mut upload.value;
+            let written = self.store.finish_large(place, &scratch.key, total, value);
             self.drop_upload(upload);
-            return self.end_write(at, entry, written);
+            return self.end_write(at, entry, written.map(|(_, written)| written));
         }
         self.put_back(at, upload);
-        let id = self.store.tables.objects.get(part).id;
-        let sequence = self.store.log.last();
-        self.end_write(
-            at,
-            entry,
-            Ok(Written {
-                sequence,
-                id,
-                deduplicated: false,
-            }),
-        )
+        let written = Written {
+            sequence: self.store.log.last(),
+            id: ObjectId::from_bytes([0; OBJECT_ID_BYTES]),
+            deduplicated: false,
+        };
+        self.end_write(at, entry, Ok(written))
     }
 
-    /// Stores one part; with the last one, room for the list that names them all is made sure of.
+    /// Takes one part in, once there is room for all that can come of it; before the last one, what the
+    /// caller expects is checked.
     fn append_part(
         &mut self,
         at: LaneRef,
         place: BranchRef,
         entry: &Submission,
         scratch: &Scratch,
+        value: &mut LargeValue,
         last: bool,
-    ) -> Result<ObjectNo, Refused> {
+    ) -> Result<(), Refused> {
+        let mut adds_key = false;
         if last {
             self.check_expected(at, place, entry, &scratch.key)?;
-            let adds_key = self.store.value(place, &scratch.key).is_none();
-            // The list is no longer than a part.
-            let bytes = scratch.value.len() + HEAD_BYTES_MAX + PART_BYTES_MAX;
-            self.store.ready(bytes, adds_key)?;
+            adds_key = self.store.value(place, &scratch.key).is_none();
         }
-        self.store.put_part(&scratch.value)
+        self.store.push_large(value, &scratch.value, adds_key)
     }
 
     pub(super) fn multi_put(
@@ -187,7 +194,7 @@ impl<D: Disk> Shard<D> {
         // All or none: room for every record is asked for before the first is appended.
         // Their own sizes, not the largest: a thousand of those are more than the log ever grants.
         let bytes = pairs
-            .map(|(key, value)| Record::put_bytes(key.len(), value.len()))
+            .map(|(key, value)| put_bytes_max(key.len(), value.len()))
             .sum::<usize>();
         let is_new = |(key, _): packed::Pair<'_>| self.store.value(place, key).is_none();
         let adds_key = self.store.is_full() && { pairs }.any(is_new);

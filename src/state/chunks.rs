@@ -212,6 +212,19 @@ impl ValueWriter {
         Ok((last, last_bytes))
     }
 
+    /// At most so many objects, and bytes of them, come of pushing `bytes` more bytes and finishing.
+    #[must_use]
+    pub fn emits_max(&self, bytes: usize) -> (usize, usize) {
+        let chunks = (self.pending.len() + bytes) / CHUNK_BYTES_MIN + 1;
+        // A node ends behind eight entries at the earliest, and two more on each level: the one that
+        // was begun before, and the last.
+        let nodes = chunks / 7 + 2 * LEVELS;
+        let held: usize = self.levels.iter().map(|level| level.node.len()).sum();
+        let entries = (chunks + nodes) * ENTRY_BYTES + nodes * HEADER_BYTES;
+        let bytes = self.pending.len() + bytes + held + entries;
+        (chunks + nodes, bytes)
+    }
+
     fn chunk(&mut self, bytes: &[u8], emit: &mut impl FnMut(NewObject<'_>)) {
         let id = blob(bytes, emit);
         self.add(0, &id, bytes.len() as u32, emit);
@@ -422,6 +435,19 @@ pub fn check_chunks(bytes: &[u8]) -> Result<(), Damage> {
         true => Err(Damage::Boundary),
         false => Ok(()),
     }
+}
+
+/// What a node over chunks says: its level, and id and length of what each entry names: a chunk on level
+/// 0, else a node of the level below.
+///
+/// # Errors
+/// What is wrong with the bytes.
+pub fn entries(
+    bytes: &[u8],
+) -> Result<(u8, impl ExactSizeIterator<Item = (ObjectId, u32)>), Damage> {
+    let node = ChunksNode::open(bytes)?;
+    let entries = (0..node.entries.len()).map(move |index| node.entry(index));
+    Ok((node.level, entries))
 }
 
 /// A piece of a value: some bytes of a blob.

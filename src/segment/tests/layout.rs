@@ -5,13 +5,11 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::id::{BranchNo, KEY_BYTES_MAX, VALUE_BYTES_MAX};
+use crate::id::{BranchNo, KEY_BYTES_MAX};
 use crate::segment::footer::{Footer, Trailer};
 use crate::segment::format::{
     BadHeader, Invalid, RECORD_BYTES_MAX, SYNCED_BYTES, SegmentHeader, decode, encode, synced_at,
 };
-use crate::segment::list::PARTS_MAX;
-use crate::segment::{BadList, ListPayload};
 
 const HEADER: SegmentHeader = SegmentHeader {
     shard: SHARD,
@@ -59,27 +57,6 @@ proptest! {
     fn any_bytes_decode_without_panic(bytes: Vec<u8>, start: u32) {
         prop_assert!(decode(&bytes, start).is_err());
         prop_assert_eq!(synced_at(&bytes, CONFIG.log_id), None);
-        let _ = ListPayload::decode(&bytes);
-    }
-
-    #[test]
-    fn a_list_reads_back(total in 1..=VALUE_BYTES_MAX, part_bytes in 60_000u32..=65_536) {
-        let count = total.div_ceil(u64::from(part_bytes)) as usize;
-        let parts: Vec<_> = (0..count).map(|n| ObjectId::of_blob(&n.to_le_bytes())).collect();
-        let mut bytes = Vec::new();
-        let encoded = ListPayload::encode(total, part_bytes, &parts, &mut bytes);
-        prop_assert_eq!(encoded.is_ok(), count <= PARTS_MAX);
-        if encoded.is_ok() {
-            let list = ListPayload::decode(&bytes).unwrap();
-            prop_assert_eq!((list.total(), list.part_bytes()), (total, part_bytes));
-            prop_assert!(list.parts().eq(parts.iter().copied()));
-            prop_assert_eq!(list.part(count - 1), parts.last().copied());
-            let sum: u64 = (0..count + 1).map(|n| u64::from(list.part_len(n))).sum();
-            prop_assert_eq!(sum, total);
-            bytes.push(0);
-            prop_assert_eq!(ListPayload::decode(&bytes), Err(BadList));
-            prop_assert_eq!(ListPayload::decode(&bytes[..bytes.len() - 33]), Err(BadList));
-        }
     }
 }
 

@@ -177,15 +177,22 @@ impl Owned {
             0 => Self::Agent(agent, agent < 5, key),
             1 => Self::Delete(agent, key),
             2 => {
-                let kinds = [ObjectKind::Blob, ObjectKind::List];
+                let kinds = [ObjectKind::Blob, ObjectKind::Chunks];
                 let more = [ObjectKind::Node, ObjectKind::Checkpoint];
                 let kind = [kinds, more][random.below(2)][random.below(2)];
                 let payload = bytes(random, bound);
                 Self::Object(kind, kind.id_of(&payload), payload)
             }
             3 => {
-                let id = ObjectId::of_list(&key);
-                Self::Put(agent, key, ObjectKind::List, id, random.next() >> 39, None)
+                let id = ObjectId::of_chunks(&key);
+                Self::Put(
+                    agent,
+                    key,
+                    ObjectKind::Chunks,
+                    id,
+                    random.next() >> 39,
+                    None,
+                )
             }
             _ => Self::put(agent, &key, &bytes(random, bound)),
         }
