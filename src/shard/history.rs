@@ -65,15 +65,32 @@ impl Walk {
         };
         let id = ObjectId::from_bytes(id);
         for parent in store.known(at, &id)?.parents {
-            self.push(store, at, &parent)?;
+            self.push(store, at, &parent).map_err(Refused::of_named)?;
         }
         Ok(Some(id))
+    }
+
+    /// How many checkpoints it would go on at.
+    #[must_use]
+    pub fn ahead(&self) -> usize {
+        self.ahead.len()
     }
 
     /// The checkpoints at which the walk would go on.
     pub fn rest(self) -> impl Iterator<Item = ObjectId> {
         let ids = self.ahead.into_sorted_vec().into_iter().rev();
         ids.map(|(_, id)| ObjectId::from_bytes(id))
+    }
+}
+
+impl Refused {
+    /// For a checkpoint that a branch, a tag or another checkpoint names: where it can't be found, it is
+    /// damaged.
+    fn of_named(self) -> Self {
+        match self {
+            Self::NoSuchRevision => Self::Corrupt,
+            other => other,
+        }
     }
 }
 
@@ -98,9 +115,10 @@ impl<D: Disk> Store<D> {
             }
             Revision::Checkpoint(id) => Some(ObjectId::from_bytes(id)),
         };
-        let tree = match head {
-            Some(head) => self.known(at, &head)?.tree,
-            None => EMPTY_TREE,
+        let tree = match (head, revision) {
+            (Some(head), Revision::Checkpoint(_)) => self.known(at, &head)?.tree,
+            (Some(head), _) => self.known(at, &head).map_err(Refused::of_named)?.tree,
+            (None, _) => EMPTY_TREE,
         };
         Ok(Target { head, tree })
     }
@@ -119,7 +137,7 @@ impl<D: Disk> Store<D> {
         let mut ahead = BinaryHeap::new();
         let mut sides = HashMap::new();
         for (id, side) in [(one, 1), (other, 2)] {
-            ahead.push((self.known(at, id)?.sequence, *id.as_bytes()));
+            ahead.push((self.known(at, id).map_err(Refused::of_named)?.sequence, *id.as_bytes()));
             *sides.entry(*id.as_bytes()).or_insert(0) |= side;
         }
         while let Some((_, id)) = ahead.pop() {
@@ -132,7 +150,7 @@ impl<D: Disk> Store<D> {
                 let bytes = *parent.as_bytes();
                 let known = sides.entry(bytes).or_insert(0);
                 if *known == 0 {
-                    ahead.push((self.known(at, &parent)?.sequence, bytes));
+                    ahead.push((self.known(at, &parent).map_err(Refused::of_named)?.sequence, bytes));
                 }
                 *known |= side;
             }

@@ -155,6 +155,11 @@ impl Tables {
                 None => self.objects.quarantine(no),
             }
         }
+        for agent in 0..self.agents.len() {
+            while let Some(nameless) = self.agents[agent].remove_nameless() {
+                self.settle(nameless.keys, false);
+            }
+        }
         for no in std::mem::take(&mut self.loose) {
             self.bury(no);
         }
