@@ -2,6 +2,7 @@
 //! written, readers beside restores; the laws of merge and diff; a model with full copies.
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
@@ -114,7 +115,7 @@ fn sixteen_lanes_race_for_one_head_and_nothing_is_lost() {
                 let stale = &stale;
                 scope.spawn(move || {
                     let mut lane = lane(session, "planner");
-                    let fork = lane.fork(Revision::Branch("main")).unwrap().no;
+                    let fork = lane.fork(of(base)).unwrap().no;
                     let mut on = lane.on(fork);
                     for key in 0..5u8 {
                         on.put(&[b'k', no, key], &[no; 700]).unwrap();
@@ -454,7 +455,24 @@ fn check_diff(lane: &mut Lane, (a_id, a): (ObjectId, &State), (b_id, b): (Object
 #[derive(Clone, Default)]
 struct Model {
     state: State,
-    head: Option<usize>,
+    head: Option<Saved>,
+}
+
+/// A checkpoint, and what it holds.
+type Saved = (ObjectId, Rc<State>);
+
+/// Checkpoints that the model remembers.
+const SAVED_MAX: usize = 60;
+
+impl Model {
+    fn checkpointed(&mut self, id: ObjectId, saved: &mut Vec<Saved>) {
+        let made = (id, Rc::new(self.state.clone()));
+        self.head = Some(made.clone());
+        if saved.len() == SAVED_MAX {
+            saved.swap_remove((id.as_bytes()[0] as usize) % SAVED_MAX);
+        }
+        saved.push(made);
+    }
 }
 
 /// Plain maps with full copies, beside lanes on several branches, through random operations and restarts.
@@ -464,7 +482,7 @@ fn a_model_with_full_copies_agrees_after_many_operations() {
     let dir = tempfile::tempdir().unwrap();
     let mut random = Random(23);
     let mut branches = BTreeMap::from([("main".to_owned(), Model::default())]);
-    let mut saved: Vec<(ObjectId, State)> = Vec::new();
+    let mut saved: Vec<Saved> = Vec::new();
     let mut done = 0;
     let mut round = 0;
     while done < operations {
@@ -477,7 +495,7 @@ fn a_model_with_full_copies_agrees_after_many_operations() {
             lanes[0].0.switch(name).unwrap();
             lanes[0].1.clone_from(name);
             let info = lanes[0].0.describe().unwrap();
-            assert_eq!(info.head, model.head.map(|at| saved[at].0));
+            assert_eq!(info.head, model.head.as_ref().map(|head| head.0));
             assert!(all(&mut lanes[0].0) == model.state, "{name} after a restart");
         }
         for _ in 0..(operations / 10).max(1) {
@@ -503,7 +521,7 @@ fn operate(
     lanes: &mut [(Lane, String)],
     at: usize,
     branches: &mut BTreeMap<String, Model>,
-    saved: &mut Vec<(ObjectId, State)>,
+    saved: &mut Vec<Saved>,
     random: &mut Random,
     no: u64,
 ) {
@@ -512,10 +530,6 @@ fn operate(
     let names: Vec<String> = branches.keys().cloned().collect();
     let any = names[random.below(names.len() as u64) as usize].clone();
     let key = format!("k/{}", random.below(80)).into_bytes();
-    let mut make = |model: &mut Model, id: ObjectId| {
-        model.head = Some(saved.len());
-        saved.push((id, model.state.clone()));
-    };
     match random.below(40) {
         0..12 => {
             let length = [0, 10, 300, 1500, 5000, 70_000][random.below(6) as usize];
@@ -531,18 +545,18 @@ fn operate(
             let made = lane.checkpoint(&new()).unwrap();
             let model = branches.get_mut(on).unwrap();
             assert_eq!(made.keys, model.state.len() as u64);
-            make(model, made.id);
+            model.checkpointed(made.id, saved);
         }
         19 if !saved.is_empty() => {
             let (id, old) = &saved[random.below(saved.len() as u64) as usize];
             lane.restore(of(*id), true).unwrap();
-            branches.get_mut(on).unwrap().state.clone_from(old);
+            branches.get_mut(on).unwrap().state = State::clone(old);
         }
         20 if names.len() < 6 && !saved.is_empty() => {
-            let head = random.below(saved.len() as u64) as usize;
+            let from = saved[random.below(saved.len() as u64) as usize].clone();
             let name = format!("b{no}");
-            lane.branch(&name, of(saved[head].0)).unwrap();
-            let (state, head) = (saved[head].1.clone(), Some(head));
+            lane.branch(&name, of(from.0)).unwrap();
+            let (state, head) = (State::clone(&from.1), Some(from));
             branches.insert(name, Model { state, head });
         }
         21 if names.len() > 3 && any != "main" && !used.contains(&any) => {
@@ -556,26 +570,25 @@ fn operate(
         25 => {
             // All of it saved first; their changes win.
             let made = lane.checkpoint(&new()).unwrap().id;
-            make(branches.get_mut(on).unwrap(), made);
+            branches.get_mut(on).unwrap().checkpointed(made, saved);
             merge(lane, on, &any, branches, saved);
         }
         26 if !saved.is_empty() => {
-            let from = random.below(saved.len() as u64) as usize;
-            let fork = lane.fork(of(saved[from].0)).unwrap().no;
-            let mut state = saved[from].1.clone();
+            let from = saved[random.below(saved.len() as u64) as usize].clone();
+            let fork = lane.fork(of(from.0)).unwrap().no;
+            let (state, head) = (State::clone(&from.1), Some(from));
+            let mut model = Model { state, head };
             let value = random.bytes(900);
             lane.on(fork).put(&key, &value).unwrap();
-            state.insert(key, value);
-            let mut head = Some(from);
+            model.state.insert(key, value);
             if random.below(2) == 0 {
                 let made = lane.on(fork).checkpoint(&new()).unwrap();
-                head = Some(saved.len());
-                saved.push((made.id, state.clone()));
+                model.checkpointed(made.id, saved);
             }
             if names.len() < 6 && random.below(2) == 0 {
                 let name = format!("f{no}");
                 lane.keep(fork, &name).unwrap();
-                branches.insert(name, Model { state, head });
+                branches.insert(name, model);
             } else {
                 lane.discard(fork).unwrap();
             }
@@ -591,20 +604,21 @@ fn merge(
     on: &str,
     from: &str,
     branches: &mut BTreeMap<String, Model>,
-    saved: &mut Vec<(ObjectId, State)>,
+    saved: &mut Vec<Saved>,
 ) {
-    let theirs = branches[from].head;
+    let theirs = branches[from].head.clone();
     let merged = lane.merge(Revision::Branch(from), &[(b"", Policy::Theirs)], &new());
     let model = branches.get_mut(on).unwrap();
     match merged {
-        Ok(Merged::Nothing) => {}
+        Ok(Merged::Nothing) | Err(ClientError::Unrelated) => {}
         Ok(Merged::FastForward { head }) => {
-            let (id, state) = &saved[theirs.unwrap()];
-            assert_eq!(head, *id);
-            (model.head, model.state) = (theirs, state.clone());
+            let theirs = theirs.unwrap();
+            assert_eq!(head, theirs.0);
+            model.state = State::clone(&theirs.1);
+            model.head = Some(theirs);
         }
         Ok(Merged::Merged(made)) => {
-            let theirs = &saved[theirs.unwrap()];
+            let theirs = theirs.unwrap();
             assert_eq!(made.parents[1], theirs.0);
             // Which base there was is not the model's to know: every key is of one of the sides.
             let state = all(lane);
@@ -613,11 +627,9 @@ fn merge(
                 assert!(value == model.state.get(key) || value == theirs.1.get(key));
             }
             assert!(made.keys == state.len() as u64);
-            model.head = Some(saved.len());
-            model.state.clone_from(&state);
-            saved.push((made.id, state));
+            model.state = state;
+            model.checkpointed(made.id, saved);
         }
-        Err(ClientError::Unrelated) => {}
         Err(error) => panic!("{error}"),
     }
 }
