@@ -75,7 +75,9 @@ fn write(lane: &mut Lane, state: &State, random: &mut Random) -> ObjectId {
         .filter(|key| !state.contains_key(*key))
         .map(|key| (key.clone(), None))
         .collect();
-    let puts = state.iter().filter(|(key, value)| held.get(*key) != Some(value));
+    let puts = state
+        .iter()
+        .filter(|(key, value)| held.get(*key) != Some(value));
     steps.extend(puts.map(|(key, value)| (key.clone(), Some(value.clone()))));
     for at in (1..steps.len()).rev() {
         steps.swap(at, random.below(at as u64 + 1) as usize);
@@ -245,7 +247,10 @@ fn a_discard_races_writes_and_merges() {
         });
         let state = all(&mut owner);
         let allowed: [&[u8]; 4] = [b"base", b"own", b"r\x00", b"r\x01"];
-        assert!(state.keys().all(|key| allowed.contains(&&key[..])), "{state:?}");
+        assert!(
+            state.keys().all(|key| allowed.contains(&&key[..])),
+            "{state:?}"
+        );
     });
 }
 
@@ -330,7 +335,10 @@ fn equal_content_has_one_tree_by_every_path() {
             lane.restore(Revision::Empty, true).unwrap();
             lane.checkpoint(&new()).unwrap();
             lane.branch("half", Revision::Head).unwrap();
-            let (one, other): (Vec<_>, Vec<_>) = wanted.clone().into_iter().partition(|_| random.below(2) == 0);
+            let (one, other): (Vec<_>, Vec<_>) = wanted
+                .clone()
+                .into_iter()
+                .partition(|_| random.below(2) == 0);
             write(&mut lane, &one.into_iter().collect(), &mut random);
             lane.switch("half").unwrap();
             write(&mut lane, &other.into_iter().collect(), &mut random);
@@ -367,7 +375,10 @@ fn laws_of_diff_and_merge_hold_on_random_states() {
             lane.switch(&a).unwrap();
             let our_id = write(&mut lane, &ours, &mut random);
             check_diff(&mut lane, (our_id, &ours), (their_id, &theirs));
-            assert_eq!(lane.merge(of(our_id), &[], &new()).unwrap(), Merged::Nothing);
+            assert_eq!(
+                lane.merge(of(our_id), &[], &new()).unwrap(),
+                Merged::Nothing
+            );
             let conflicts = conflicts_of(&base, &ours, &theirs);
             match lane.merge(of(their_id), &[], &new()) {
                 Ok(_) => assert!(conflicts.is_empty(), "{conflicts:?}"),
@@ -401,12 +412,19 @@ fn laws_of_diff_and_merge_hold_on_random_states() {
 }
 
 fn conflicts_of(base: &State, ours: &State, theirs: &State) -> Vec<Vec<u8>> {
-    let keys: std::collections::BTreeSet<_> = ours.keys().chain(theirs.keys()).chain(base.keys()).collect();
+    let keys: std::collections::BTreeSet<_> = ours
+        .keys()
+        .chain(theirs.keys())
+        .chain(base.keys())
+        .collect();
     let conflict = |key: &&&Vec<u8>| {
         let (b, o, t) = (base.get(**key), ours.get(**key), theirs.get(**key));
         o != b && t != b && o != t
     };
-    keys.iter().filter(conflict).map(|key| (*key).clone()).collect()
+    keys.iter()
+        .filter(conflict)
+        .map(|key| (*key).clone())
+        .collect()
 }
 
 fn merged_of(base: &State, ours: &State, theirs: &State) -> State {
@@ -496,7 +514,10 @@ fn a_model_with_full_copies_agrees_after_many_operations() {
             lanes[0].1.clone_from(name);
             let info = lanes[0].0.describe().unwrap();
             assert_eq!(info.head, model.head.as_ref().map(|head| head.0));
-            assert!(all(&mut lanes[0].0) == model.state, "{name} after a restart");
+            assert!(
+                all(&mut lanes[0].0) == model.state,
+                "{name} after a restart"
+            );
         }
         for _ in 0..(operations / 10).max(1) {
             done += 1;
@@ -514,7 +535,11 @@ fn a_model_with_full_copies_agrees_after_many_operations() {
             drop(runtime);
         }
     }
-    println!("{done} operations, {} checkpoints, {} branches", saved.len(), branches.len());
+    println!(
+        "{done} operations, {} checkpoints, {} branches",
+        saved.len(),
+        branches.len()
+    );
 }
 
 fn operate(

@@ -12,21 +12,18 @@ use std::ops::Bound;
 
 use serde::Serialize;
 
-use crate::agent::call::{
-    self, BranchInfo, Call, Checkpointed, Id, Logged, Policy, Revision, TagInfo,
-};
+use crate::agent::call::{self, BranchInfo, Call, Checkpointed, Id, Policy, Revision, TagInfo};
 use crate::agent::entry::{Completion, Status, Submission};
 use crate::config::Durability;
-use crate::id::{BranchNo, OBJECT_ID_BYTES, ObjectId};
+use crate::id::{BranchNo, ObjectId};
 use crate::segment::{Disk, Record, Sequence};
 use crate::shard::agent::{BranchRef, FORK_NUMBERS, MAIN};
 use crate::shard::commit::{Asked, Prepared};
-use crate::shard::history::Walk;
 use crate::shard::lanes::LaneRef;
 use crate::shard::pending::PowerWait;
 use crate::shard::store::Refused;
 use crate::shard::{Scratch, Shard, Step};
-use crate::state::checkpoint::{Metadata, PARENTS_MAX};
+use crate::state::checkpoint::Metadata;
 use crate::state::tree::{Diff, DiffCounts, Difference, OnConflict, PrefixRule};
 
 /// Why a call was not carried out.
@@ -450,49 +447,6 @@ impl<D: Disk> Shard<D> {
         self.lanes.set_view(place, view);
     }
 
-    fn log(
-        &mut self,
-        by: Asker,
-        from: Revision<'_>,
-        frontier: &[Id],
-        limit: u32,
-    ) -> Result<Outcome, Failed> {
-        let mut walk = Walk::default();
-        if frontier.is_empty()
-            && let Some(head) = self.store.resolve(by.place, from)?.head
-        {
-            walk.push(&mut self.store, by.place, &head)?;
-        }
-        for id in frontier {
-            walk.push(&mut self.store, by.place, &ObjectId::from_bytes(*id))?;
-        }
-        let limit = if limit == 0 { u32::MAX } else { limit };
-        let mut checkpoint = Vec::new();
-        let mut outcome = Outcome::default();
-        for _ in 0..limit {
-            let Some(id) = walk.peek() else {
-                break;
-            };
-            checkpoint.clear();
-            self.store.read_checkpoint(by.place, &id, &mut checkpoint)?;
-            let logged = Logged::Entry {
-                id: *id.as_bytes(),
-                checkpoint: &checkpoint,
-            };
-            // What it follows has to find room at the end of the answer.
-            let next_bytes = (walk.ahead() + PARENTS_MAX) * NEXT_BYTES;
-            if !self.add_item(by.room.saturating_sub(next_bytes), &logged) {
-                break;
-            }
-            walk.next(&mut self.store, by.place)?;
-        }
-        for id in walk.rest() {
-            outcome.more = true;
-            call::push(&Logged::Next { id: *id.as_bytes() }, &mut self.answer);
-        }
-        Ok(outcome)
-    }
-
     fn tag(
         &mut self,
         place: BranchRef,
@@ -618,9 +572,6 @@ impl<D: Disk> Shard<D> {
         Ok(Outcome::default())
     }
 }
-
-/// Bytes that each checkpoint at which a log goes on takes in an answer.
-const NEXT_BYTES: usize = OBJECT_ID_BYTES + 1;
 
 /// The outcome of a call that is one record.
 pub(super) fn committed(sequence: Sequence) -> Outcome {

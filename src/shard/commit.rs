@@ -29,6 +29,8 @@ pub struct Commits {
     changes: Changes,
     places: Vec<u32>,
     bytes: Vec<u8>,
+    /// Of a commit that has to wait: its branch, and what was appended for it so far.
+    begun: Option<(BranchRef, u64, u64)>,
 }
 
 /// Changes of a checkpoint after which its buffers are kept for the next.
@@ -136,16 +138,25 @@ impl<D: Disk> Store<D> {
             writer, changes, ..
         } = commits;
         let tree = self.with_nodes(|nodes| writer.apply(nodes, &base, changes))?;
-        let (mut new_objects, mut new_bytes, mut reused_bytes) = (0, 0, 0);
+        let begun = commits.begun.take().filter(|begun| begun.0 == at);
+        let (mut new_objects, mut new_bytes) = begun.map_or((0, 0), |begun| (begun.1, begun.2));
+        let (mut reused_bytes, before) = (0, new_bytes);
         for (id, bytes) in commits.writer.new_nodes() {
             self.nodes.insert(&id, bytes);
-            if self.append_kept(ObjectKind::Node, id, bytes)? {
-                new_objects += 1;
-                new_bytes += bytes.len() as u64;
-            } else {
-                reused_bytes += bytes.len() as u64;
+            match self.append_kept(ObjectKind::Node, id, bytes) {
+                Ok(true) => {
+                    new_objects += 1;
+                    new_bytes += bytes.len() as u64;
+                }
+                Ok(false) => reused_bytes += bytes.len() as u64,
+                Err(refused) => {
+                    commits.begun = Some((at, new_objects, new_bytes));
+                    return Err(refused);
+                }
             }
         }
+        // What was appended before the wait is there now, but was not reused.
+        reused_bytes = u64::saturating_sub(reused_bytes, before);
         let keys = self.with_nodes(|nodes| tree::count(nodes, &tree))?;
         let mut parents = [tree; 2];
         let mut count = 0;

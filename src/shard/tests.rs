@@ -105,7 +105,12 @@ impl World {
         self.attach_as(SessionNo(1), lane, ring);
     }
 
-    pub(super) fn attach_as(&mut self, session: SessionNo, lane: LaneNo, ring: ServerLane) -> Attached {
+    pub(super) fn attach_as(
+        &mut self,
+        session: SessionNo,
+        lane: LaneNo,
+        ring: ServerLane,
+    ) -> Attached {
         let (memory, fd) =
             SharedMemory::create("w", 16 << 10, crate::shared::Access::ReadOnly).unwrap();
         let (reply, answer) = channel();
@@ -206,7 +211,12 @@ impl World {
         panic!("no completion in 50 turns");
     }
 
-    pub(super) fn put_as(&mut self, key: &[u8], value: &[u8], durability: Durability) -> Completion {
+    pub(super) fn put_as(
+        &mut self,
+        key: &[u8],
+        value: &[u8],
+        durability: Durability,
+    ) -> Completion {
         self.submit(Op::Put, key, value, |entry| {
             entry.durability = Some(durability)
         });
@@ -217,7 +227,12 @@ impl World {
         self.put_as(key, value, Durability::Process)
     }
 
-    pub(super) fn put_large(&mut self, key: &[u8], value: &[u8], durability: Durability) -> Completion {
+    pub(super) fn put_large(
+        &mut self,
+        key: &[u8],
+        value: &[u8],
+        durability: Durability,
+    ) -> Completion {
         let mut offset = 0;
         for part in value.chunks(PART_BYTES_MAX as usize) {
             let total = value.len() as u64;
@@ -1021,7 +1036,11 @@ impl World {
     }
 
     /// Does something over another lane.
-    pub(super) fn on_lane<T>(&mut self, lane: &mut ClientLane, act: impl FnOnce(&mut Self) -> T) -> T {
+    pub(super) fn on_lane<T>(
+        &mut self,
+        lane: &mut ClientLane,
+        act: impl FnOnce(&mut Self) -> T,
+    ) -> T {
         std::mem::swap(&mut self.lane, lane);
         self.held.clear();
         let done = act(self);
