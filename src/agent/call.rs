@@ -219,6 +219,22 @@ impl<'a> Call<'a> {
         push(self, out);
     }
 
+    /// Bytes that the reply must have room for before anything is done: what a call changed can't be
+    /// taken back when its answer turns out too long.
+    #[must_use]
+    pub fn answer_bytes_min(&self) -> u32 {
+        match self {
+            Self::Checkpoint { .. }
+            | Self::Branch { .. }
+            | Self::Rename { .. }
+            | Self::Switch { .. }
+            | Self::Fork { .. }
+            | Self::Keep { .. }
+            | Self::Merge { .. } => ANSWER_BYTES_MAX,
+            _ => 0,
+        }
+    }
+
     /// Whether each name that something is to have may be one.
     ///
     /// # Errors
@@ -233,6 +249,9 @@ impl<'a> Call<'a> {
         }
     }
 }
+
+/// Room that the answer of a call that changes something never exceeds.
+pub const ANSWER_BYTES_MAX: u32 = 512;
 
 /// A name that no branch and no tag can have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -208,6 +208,14 @@ impl ObjectIndex {
         self.len() == 0
     }
 
+    /// All objects that are held.
+    #[cfg(test)]
+    pub fn all(&self) -> impl Iterator<Item = (ObjectNo, &Object)> {
+        let free: std::collections::HashSet<u32> = self.free.iter().copied().collect();
+        let numbered = (0..).map(ObjectNo).zip(&self.objects);
+        numbered.filter(move |(no, _)| !free.contains(&no.0))
+    }
+
     /// Memory the index takes, in bytes.
     #[must_use]
     pub fn memory_bytes(&self) -> usize {

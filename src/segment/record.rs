@@ -96,7 +96,8 @@ pub enum Head<'a> {
         agent: AgentNo,
         /// Its number.
         branch: BranchNo,
-        /// At most [`BRANCH_NAME_BYTES_MAX`] bytes.
+        /// At most [`BRANCH_NAME_BYTES_MAX`] bytes. None: the branch counts only if a later record gives
+        /// it one.
         name: &'a [u8],
         /// The checkpoint that it points at.
         head: Option<ObjectId>,
@@ -220,7 +221,8 @@ pub enum Record<'a> {
         agent: AgentNo,
         /// Its number.
         branch: BranchNo,
-        /// At most [`BRANCH_NAME_BYTES_MAX`] bytes.
+        /// At most [`BRANCH_NAME_BYTES_MAX`] bytes. None: the branch counts only if a later record gives
+        /// it one.
         name: &'a [u8],
         /// The checkpoint that it points at.
         head: Option<ObjectId>,

@@ -197,7 +197,9 @@ impl Agent {
             self.branches.resize_with(at + 1, || None);
         }
         self.branches[at] = Some(branch);
-        self.by_name.insert(name.into(), no);
+        if !name.is_empty() {
+            self.by_name.insert(name.into(), no);
+        }
         None
     }
 
@@ -222,6 +224,13 @@ impl Agent {
         };
         self.by_name.remove(&removed.name);
         Some(*removed)
+    }
+
+    /// Takes a branch out that has no name, if there is one: of what made it, the log ends too early.
+    pub fn remove_nameless(&mut self) -> Option<Branch> {
+        let mut branches = self.branches.iter_mut();
+        let nameless = branches.find(|slot| slot.as_ref().is_some_and(|it| it.name.is_empty()))?;
+        nameless.take().map(|branch| *branch)
     }
 
     /// A view that no state of the agent had.

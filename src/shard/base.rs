@@ -7,14 +7,17 @@
 //! - a value that the tree names is an object of this shard; where it is not, the tree is damaged.
 //! - an operation that is stopped has changed nothing but what is remembered of the tree.
 
+use std::cell::{OnceCell, RefCell};
+use std::collections::HashMap;
+
 use crate::id::{OBJECT_ID_BYTES, ObjectId};
-use crate::segment::index::ObjectNo;
-use crate::segment::{Disk, ObjectKind, Read};
+use crate::segment::index::{ObjectIndex, ObjectNo};
+use crate::segment::{Disk, Log, ObjectKind, Read};
 use crate::shard::agent::BranchRef;
 use crate::shard::nodes::NodeCache;
 use crate::shard::store::{Piece, Refused, Store};
 use crate::state::Value;
-use crate::state::tree::{self, EMPTY_TREE, TreeError};
+use crate::state::tree::{self, EMPTY_TREE, Nodes, TreeError};
 
 impl<D: Disk> Store<D> {
     /// What a key of a branch names, be it in its working set or in the tree below.
@@ -72,18 +75,35 @@ impl<D: Disk> Store<D> {
         Ok(Some(value))
     }
 
-    /// Runs an operation on trees, again and again while it meets nodes that are not in memory but can
-    /// be had without the device.
+    /// Runs an operation on trees: nodes that are not in memory are fetched as it meets them, as long as
+    /// that takes no device. It begins again where there were more than [`FRESH_MAX`] of them.
     ///
     /// # Errors
     /// [`Refused::Cold`], [`Refused::Corrupt`].
     pub fn with_nodes<T>(
         &mut self,
-        mut run: impl FnMut(&NodeCache) -> Result<T, TreeError>,
+        mut run: impl FnMut(&AtHand<'_, D>) -> Result<T, TreeError>,
     ) -> Result<T, Refused> {
         loop {
-            match run(&self.nodes) {
+            let at_hand = AtHand {
+                nodes: &self.nodes,
+                objects: &self.tables.objects,
+                log: &self.log,
+                disk: RefCell::new(&mut self.disk),
+                slots: OnceCell::new(),
+                index: RefCell::default(),
+            };
+            let outcome = run(&at_hand);
+            let fresh = at_hand.slots.into_inner().unwrap_or_default();
+            let found = fresh.iter().filter_map(OnceCell::get);
+            let mut some = false;
+            for (id, bytes) in found {
+                self.nodes.insert(id, bytes);
+                some = true;
+            }
+            match outcome {
                 Ok(done) => return Ok(done),
+                Err(TreeError::Absent(_)) if some => {}
                 Err(TreeError::Absent(id)) => self.fetch_node(&id)?,
                 Err(_) => return Err(Refused::Corrupt),
             }
@@ -136,6 +156,57 @@ impl<D: Disk> Store<D> {
             Piece::Cold(_) => Err(Refused::Cold(no)),
             Piece::Corrupt => Err(Refused::Corrupt),
         }
+    }
+}
+
+/// Nodes that one run of an operation fetches at most.
+const FRESH_MAX: usize = 1024;
+
+/// Nodes for one run of an operation: those in memory, and those that it brings there.
+pub struct AtHand<'a, D> {
+    nodes: &'a NodeCache,
+    objects: &'a ObjectIndex,
+    log: &'a Log,
+    disk: RefCell<&'a mut D>,
+    /// What was fetched; made with the first.
+    slots: OnceCell<Box<[Fresh]>>,
+    /// Where in `slots` a node is.
+    index: RefCell<HashMap<ObjectId, usize>>,
+}
+
+/// A place for a node that is fetched.
+type Fresh = OnceCell<(ObjectId, Vec<u8>)>;
+
+impl<D: Disk> AtHand<'_, D> {
+    fn fetch(&self, id: &ObjectId) -> Option<&[u8]> {
+        let slots = self
+            .slots
+            .get_or_init(|| (0..FRESH_MAX).map(|_| Fresh::new()).collect());
+        let mut index = self.index.borrow_mut();
+        if let Some(&at) = index.get(id) {
+            return slots[at].get().map(|(_, bytes)| &**bytes);
+        }
+        let at = index.len();
+        let slot = slots.get(at)?;
+        let object = self.objects.get(self.objects.find(id)?);
+        let mut disk = self.disk.borrow_mut();
+        // What is cold or damaged is found to be so by `fetch_node`.
+        let Read::Here(stored) = self.log.read(&mut **disk, object.at) else {
+            return None;
+        };
+        if object.kind != ObjectKind::Node || object.kind.id_of(stored) != *id {
+            return None;
+        }
+        index.insert(*id, at);
+        let (_, bytes) = slot.get_or_init(|| (*id, stored.to_vec()));
+        Some(bytes)
+    }
+}
+
+impl<D: Disk> Nodes for AtHand<'_, D> {
+    #[inline]
+    fn node(&self, id: &ObjectId) -> Option<&[u8]> {
+        self.nodes.node(id).or_else(|| self.fetch(id))
     }
 }
 

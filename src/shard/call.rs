@@ -12,16 +12,13 @@ use std::ops::Bound;
 
 use serde::Serialize;
 
-use crate::agent::call::{
-    self, BranchInfo, Call, Checkpointed, Id, Logged, Policy, Revision, TagInfo,
-};
+use crate::agent::call::{self, BranchInfo, Call, Checkpointed, Id, Policy, Revision, TagInfo};
 use crate::agent::entry::{Completion, Status, Submission};
 use crate::config::Durability;
 use crate::id::{BranchNo, ObjectId};
 use crate::segment::{Disk, Record, Sequence};
 use crate::shard::agent::{BranchRef, FORK_NUMBERS, MAIN};
 use crate::shard::commit::{Asked, Prepared};
-use crate::shard::history::Walk;
 use crate::shard::lanes::LaneRef;
 use crate::shard::pending::PowerWait;
 use crate::shard::store::Refused;
@@ -85,6 +82,12 @@ impl<D: Disk> Shard<D> {
             room: entry.reply.len as usize,
         };
         self.answer.clear();
+        if entry.reply.len < call.answer_bytes_min() {
+            let mut small = Completion::new(entry.user_data, Status::ReplyTooSmall);
+            small.detail = call.answer_bytes_min();
+            self.finish(at, small);
+            return Step::Done;
+        }
         let done = match call.check_names() {
             Ok(()) => self.carry_out_call(asker, &call),
             Err(_) => Err(Status::BadName.into()),
@@ -94,7 +97,10 @@ impl<D: Disk> Shard<D> {
             Err(Failed::Refused(refused)) => return self.refuse(at, entry, refused),
             Err(Failed::Status(status, number)) => {
                 let mut completion = Completion::new(entry.user_data, status);
-                completion.value_bytes = number;
+                match status {
+                    Status::IoFailed => completion.detail = number as u32,
+                    _ => completion.value_bytes = number,
+                }
                 self.finish(at, completion);
             }
         }
@@ -281,6 +287,7 @@ impl<D: Disk> Shard<D> {
     ) -> Result<Outcome, Failed> {
         self.check_free(place, name)?;
         let from = self.store.resolve(place, from)?;
+        self.store.admit_name()?;
         let branch = self.store.tables.agent(place.agent).next_branch();
         let new = BranchRef { branch, ..place };
         let sequence = self
@@ -355,6 +362,7 @@ impl<D: Disk> Shard<D> {
 
     fn fork(&mut self, by: Asker, from: Revision<'_>) -> Result<Outcome, Failed> {
         let from = self.store.resolve(by.place, from)?;
+        self.store.admit_name()?;
         let branch = self.store.tables.agent_mut(by.place.agent).next_fork();
         let fork = BranchRef { branch, ..by.place };
         self.store.moved(fork, "", from.head, from.tree);
@@ -366,8 +374,18 @@ impl<D: Disk> Shard<D> {
 
     fn discard(&mut self, by: Asker) -> Result<Outcome, Failed> {
         self.take_fork(by)?;
-        self.store.removed(by.place);
+        self.drop_fork(by.place);
         Ok(Outcome::default())
+    }
+
+    /// Drops a fork. What it wrote and is not flushed yet must not be taken for stored by whoever writes
+    /// the same after a flush that failed: the undo, which knows, needs the fork.
+    pub(super) fn drop_fork(&mut self, fork: BranchRef) {
+        if self.store.is_dirty() {
+            // Whoever waits for it was told.
+            let _ = self.flush();
+        }
+        self.store.removed(fork);
     }
 
     /// Takes a fork from the lane that owns it.
@@ -429,49 +447,6 @@ impl<D: Disk> Shard<D> {
         self.lanes.set_view(place, view);
     }
 
-    fn log(
-        &mut self,
-        by: Asker,
-        from: Revision<'_>,
-        frontier: &[Id],
-        limit: u32,
-    ) -> Result<Outcome, Failed> {
-        let mut walk = Walk::default();
-        if frontier.is_empty()
-            && let Some(head) = self.store.resolve(by.place, from)?.head
-        {
-            walk.push(&mut self.store, by.place, &head)?;
-        }
-        for id in frontier {
-            walk.push(&mut self.store, by.place, &ObjectId::from_bytes(*id))?;
-        }
-        let limit = if limit == 0 { u32::MAX } else { limit };
-        // Room for the frontier at the end of the answer.
-        let room = by.room.saturating_sub(FRONTIER_BYTES);
-        let mut checkpoint = Vec::new();
-        let mut outcome = Outcome::default();
-        for _ in 0..limit {
-            let Some(id) = walk.peek() else {
-                break;
-            };
-            checkpoint.clear();
-            self.store.read_checkpoint(by.place, &id, &mut checkpoint)?;
-            let logged = Logged::Entry {
-                id: *id.as_bytes(),
-                checkpoint: &checkpoint,
-            };
-            if !self.add_item(room, &logged) {
-                break;
-            }
-            walk.next(&mut self.store, by.place)?;
-        }
-        for id in walk.rest().take(FRONTIER_MAX) {
-            outcome.more = true;
-            call::push(&Logged::Next { id: *id.as_bytes() }, &mut self.answer);
-        }
-        Ok(outcome)
-    }
-
     fn tag(
         &mut self,
         place: BranchRef,
@@ -484,6 +459,9 @@ impl<D: Disk> Shard<D> {
         let known = self.store.tables.agent(place.agent).tags.get(name);
         if known.is_some_and(|&known| known != target) && !force {
             return Err(Status::NameTaken.into());
+        }
+        if known.is_none() {
+            self.store.admit_name()?;
         }
         let sequence = self.append_tag(place, name, Some(target))?;
         let tags = &mut self.store.tables.agent_mut(place.agent).tags;
@@ -594,11 +572,6 @@ impl<D: Disk> Shard<D> {
         Ok(Outcome::default())
     }
 }
-
-/// Checkpoints at which a log may go on: one per branch of the history that it runs along.
-const FRONTIER_MAX: usize = 64;
-/// Bytes that they take in an answer.
-const FRONTIER_BYTES: usize = FRONTIER_MAX * 33;
 
 /// The outcome of a call that is one record.
 pub(super) fn committed(sequence: Sequence) -> Outcome {

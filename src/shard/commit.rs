@@ -9,13 +9,14 @@
 //! appended, 300 bytes of checkpoint, 120 of the branch's record; one `pwrite` for all of it.
 //!
 //! Invariants
+//! - a branch that comes with changes has no name before its last record.
 //! - the record of a branch comes after every object that its tree needs.
 //! - an append that has to wait (for a flush, for the next segment) leaves what it appended so far: the
 //!   same commit, begun again, finds it and goes on.
 
 use crate::id::ObjectId;
 use crate::segment::index::ObjectNo;
-use crate::segment::{Disk, ObjectKind, Record, Sequence};
+use crate::segment::{Disk, HEAD_BYTES_MAX, ObjectKind, Record, Sequence};
 use crate::shard::agent::BranchRef;
 use crate::shard::store::{Refused, Store, refused};
 use crate::state::checkpoint::{self, Checkpoint, Metadata, NewCheckpoint, PARENTS_MAX};
@@ -28,7 +29,12 @@ pub struct Commits {
     changes: Changes,
     places: Vec<u32>,
     bytes: Vec<u8>,
+    /// Of a commit that has to wait: its branch, and what was appended for it so far.
+    begun: Option<(BranchRef, u64, u64)>,
 }
+
+/// Changes of a checkpoint after which its buffers are kept for the next.
+const PLACES_KEPT_MAX: usize = 4096;
 
 /// What a checkpoint is to say.
 #[derive(Clone, Copy, Debug)]
@@ -93,7 +99,8 @@ impl<D: Disk> Store<D> {
         let branch = self.tables.branch_mut(at);
         branch.keys.sort_changes(&mut commits.places);
         let collected = self.collect_changes(at, &mut commits);
-        let prepared = collected.and_then(|()| self.prepare(at, asked, &mut commits));
+        let kept = collected.and_then(|()| self.keep_values_of_fork(at, &commits.places));
+        let prepared = kept.and_then(|()| self.prepare(at, asked, &mut commits));
         self.commits = commits;
         prepared
     }
@@ -131,16 +138,25 @@ impl<D: Disk> Store<D> {
             writer, changes, ..
         } = commits;
         let tree = self.with_nodes(|nodes| writer.apply(nodes, &base, changes))?;
-        let (mut new_objects, mut new_bytes, mut reused_bytes) = (0, 0, 0);
+        let begun = commits.begun.take().filter(|begun| begun.0 == at);
+        let (mut new_objects, mut new_bytes) = begun.map_or((0, 0), |begun| (begun.1, begun.2));
+        let (mut reused_bytes, before) = (0, new_bytes);
         for (id, bytes) in commits.writer.new_nodes() {
             self.nodes.insert(&id, bytes);
-            if self.append_kept(ObjectKind::Node, id, bytes)? {
-                new_objects += 1;
-                new_bytes += bytes.len() as u64;
-            } else {
-                reused_bytes += bytes.len() as u64;
+            match self.append_kept(ObjectKind::Node, id, bytes) {
+                Ok(true) => {
+                    new_objects += 1;
+                    new_bytes += bytes.len() as u64;
+                }
+                Ok(false) => reused_bytes += bytes.len() as u64,
+                Err(refused) => {
+                    commits.begun = Some((at, new_objects, new_bytes));
+                    return Err(refused);
+                }
             }
         }
+        // What was appended before the wait is there now, but was not reused.
+        reused_bytes = u64::saturating_sub(reused_bytes, before);
         let keys = self.with_nodes(|nodes| tree::count(nodes, &tree))?;
         let mut parents = [tree; 2];
         let mut count = 0;
@@ -212,6 +228,34 @@ impl<D: Disk> Store<D> {
         Ok(())
     }
 
+    /// Of a fork the log knows values that nothing names: those of a checkpoint have to outlive it.
+    fn keep_values_of_fork(&mut self, at: BranchRef, places: &[u32]) -> Result<(), Refused> {
+        if !at.is_fork() {
+            return Ok(());
+        }
+        for &place in places {
+            let (_, held) = self.tables.branch(at).keys.at(place);
+            let Some(no) = held.value.map(|value| ObjectNo(value.object)) else {
+                continue;
+            };
+            let object = self.tables.objects.get(no);
+            let (kind, id) = (object.kind, object.id);
+            if object.kept {
+                continue;
+            }
+            self.ready(0, false)?;
+            self.append(&Record::Object {
+                kind,
+                id,
+                kept: true,
+                payload: None,
+            })?;
+            self.tables.objects.keep(no);
+            self.undo_keep(no);
+        }
+        Ok(())
+    }
+
     /// Appends an object that trees hold, unless it is stored already; whether it was not.
     fn append_kept(
         &mut self,
@@ -277,7 +321,12 @@ impl<D: Disk> Store<D> {
         let branch = self.tables.branch_mut(at);
         branch.keys.settle(&places);
         (branch.head, branch.base) = (Some(prepared.id), prepared.tree);
-        self.commits.places = places;
+        if places.len() <= PLACES_KEPT_MAX {
+            self.commits.places = places;
+        } else {
+            // A large one is rare; what it took would be held for ever.
+            self.commits = Commits::default();
+        }
         self.nodes.trim();
     }
 
@@ -330,7 +379,8 @@ impl<D: Disk> Store<D> {
     /// Appends what makes a branch of a fork: its record, and one for each change.
     ///
     /// # Errors
-    /// As [`Store::prepare_checkpoint`].
+    /// As [`Store::prepare_checkpoint`]; [`Refused::TooLarge`] where the changes are more than one
+    /// flush takes: a checkpoint of the fork first leaves none.
     pub fn append_kept_fork(
         &mut self,
         fork: BranchRef,
@@ -345,10 +395,24 @@ impl<D: Disk> Store<D> {
             .iter()
             .map(|&place| Record::put_bytes(branch.keys.at(place).0.len(), 0))
             .sum();
-        let appended = self
-            .ready(bytes, false)
-            .and_then(|()| self.append_branch(kept, Some(name), head, base, false))
-            .and_then(|sequence| self.append_changes(fork, kept, &places, sequence));
+        // All of it goes out with one flush, or none.
+        let room = match bytes + 3 * HEAD_BYTES_MAX > self.batch_bytes_max() {
+            true => Err(Refused::TooLarge),
+            false => self.ready(bytes + 2 * HEAD_BYTES_MAX, false),
+        };
+        // Without a name it is none until the last record: a crash in between leaves nothing.
+        let nameless = Record::Branch {
+            agent: kept.agent,
+            branch: kept.branch,
+            name: b"",
+            head,
+            tree: base,
+            changes_stay: false,
+        };
+        let appended = room
+            .and_then(|()| self.append(&nameless))
+            .and_then(|_| self.append_changes(fork, kept, &places))
+            .and_then(|()| self.append_branch(kept, Some(name), head, base, true));
         self.commits.places = places;
         appended
     }
@@ -358,8 +422,7 @@ impl<D: Disk> Store<D> {
         fork: BranchRef,
         kept: BranchRef,
         places: &[u32],
-        mut sequence: Sequence,
-    ) -> Result<Sequence, Refused> {
+    ) -> Result<(), Refused> {
         for &place in places {
             let (key, held) = self.tables.branch(fork).keys.at(place);
             let (agent, branch) = (kept.agent, kept.branch);
@@ -378,9 +441,9 @@ impl<D: Disk> Store<D> {
                     }
                 }
             };
-            sequence = self.log.append(&record).map_err(refused)?.sequence;
+            self.log.append(&record).map_err(refused)?;
         }
-        Ok(sequence)
+        Ok(())
     }
 
     /// Makes a branch of a fork: its records were flushed.

@@ -357,7 +357,7 @@ impl<D: Disk> Shard<D> {
         }
         for &branch in &lane.forks {
             let agent = lane.agent;
-            self.store.removed(BranchRef { agent, branch });
+            self.drop_fork(BranchRef { agent, branch });
         }
         let agent = self.store.tables.agent_mut(lane.agent);
         if agent.lanes == 0 {

@@ -7,11 +7,14 @@
 
 use std::collections::{BinaryHeap, HashMap, HashSet};
 
-use crate::agent::call::Revision;
-use crate::id::{BranchNo, ObjectId};
+use crate::agent::call::{self, Id, Logged, Revision};
+use crate::id::{BranchNo, OBJECT_ID_BYTES, ObjectId};
 use crate::segment::Disk;
+use crate::shard::Shard;
 use crate::shard::agent::BranchRef;
+use crate::shard::call::{Asker, Failed, Outcome};
 use crate::shard::store::{Refused, Store};
+use crate::state::checkpoint::PARENTS_MAX;
 use crate::state::tree::EMPTY_TREE;
 
 /// What a revision means: a checkpoint and its tree, or nothing and the empty tree.
@@ -65,15 +68,81 @@ impl Walk {
         };
         let id = ObjectId::from_bytes(id);
         for parent in store.known(at, &id)?.parents {
-            self.push(store, at, &parent)?;
+            self.push(store, at, &parent).map_err(Refused::of_named)?;
         }
         Ok(Some(id))
+    }
+
+    /// How many checkpoints it would go on at.
+    #[must_use]
+    pub fn ahead(&self) -> usize {
+        self.ahead.len()
     }
 
     /// The checkpoints at which the walk would go on.
     pub fn rest(self) -> impl Iterator<Item = ObjectId> {
         let ids = self.ahead.into_sorted_vec().into_iter().rev();
         ids.map(|(_, id)| ObjectId::from_bytes(id))
+    }
+}
+
+/// Bytes that each checkpoint at which a log goes on takes in an answer.
+const NEXT_BYTES: usize = OBJECT_ID_BYTES + 1;
+
+impl<D: Disk> Shard<D> {
+    /// Lists a history, page by page.
+    pub(super) fn log(
+        &mut self,
+        by: Asker,
+        from: Revision<'_>,
+        frontier: &[Id],
+        limit: u32,
+    ) -> Result<Outcome, Failed> {
+        let mut walk = Walk::default();
+        if frontier.is_empty()
+            && let Some(head) = self.store.resolve(by.place, from)?.head
+        {
+            walk.push(&mut self.store, by.place, &head)?;
+        }
+        for id in frontier {
+            walk.push(&mut self.store, by.place, &ObjectId::from_bytes(*id))?;
+        }
+        let limit = if limit == 0 { u32::MAX } else { limit };
+        let mut checkpoint = Vec::new();
+        let mut outcome = Outcome::default();
+        for _ in 0..limit {
+            let Some(id) = walk.peek() else {
+                break;
+            };
+            checkpoint.clear();
+            self.store.read_checkpoint(by.place, &id, &mut checkpoint)?;
+            let logged = Logged::Entry {
+                id: *id.as_bytes(),
+                checkpoint: &checkpoint,
+            };
+            // What it follows has to find room at the end of the answer.
+            let next_bytes = (walk.ahead() + PARENTS_MAX) * NEXT_BYTES;
+            if !self.add_item(by.room.saturating_sub(next_bytes), &logged) {
+                break;
+            }
+            walk.next(&mut self.store, by.place)?;
+        }
+        for id in walk.rest() {
+            outcome.more = true;
+            call::push(&Logged::Next { id: *id.as_bytes() }, &mut self.answer);
+        }
+        Ok(outcome)
+    }
+}
+
+impl Refused {
+    /// For a checkpoint that a branch, a tag or another checkpoint names: where it can't be found, it is
+    /// damaged.
+    fn of_named(self) -> Self {
+        match self {
+            Self::NoSuchRevision => Self::Corrupt,
+            other => other,
+        }
     }
 }
 
@@ -98,9 +167,10 @@ impl<D: Disk> Store<D> {
             }
             Revision::Checkpoint(id) => Some(ObjectId::from_bytes(id)),
         };
-        let tree = match head {
-            Some(head) => self.known(at, &head)?.tree,
-            None => EMPTY_TREE,
+        let tree = match (head, revision) {
+            (Some(head), Revision::Checkpoint(_)) => self.known(at, &head)?.tree,
+            (Some(head), _) => self.known(at, &head).map_err(Refused::of_named)?.tree,
+            (None, _) => EMPTY_TREE,
         };
         Ok(Target { head, tree })
     }
@@ -119,7 +189,10 @@ impl<D: Disk> Store<D> {
         let mut ahead = BinaryHeap::new();
         let mut sides = HashMap::new();
         for (id, side) in [(one, 1), (other, 2)] {
-            ahead.push((self.known(at, id)?.sequence, *id.as_bytes()));
+            ahead.push((
+                self.known(at, id).map_err(Refused::of_named)?.sequence,
+                *id.as_bytes(),
+            ));
             *sides.entry(*id.as_bytes()).or_insert(0) |= side;
         }
         while let Some((_, id)) = ahead.pop() {
@@ -132,7 +205,10 @@ impl<D: Disk> Store<D> {
                 let bytes = *parent.as_bytes();
                 let known = sides.entry(bytes).or_insert(0);
                 if *known == 0 {
-                    ahead.push((self.known(at, &parent)?.sequence, bytes));
+                    ahead.push((
+                        self.known(at, &parent).map_err(Refused::of_named)?.sequence,
+                        bytes,
+                    ));
                 }
                 *known |= side;
             }

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use crate::agent::Attention;
 use crate::agent::bell::{Bell, ServerBells};
-use crate::agent::entry::Submission;
+use crate::agent::entry::{Op, Submission};
 use crate::agent::frame::Frame;
 use crate::agent::server_lane::{ServerLane, WakeKind};
 use crate::agent::socket::FrameSocket;
@@ -85,6 +85,12 @@ pub struct Lane {
     pub socket: Option<Arc<FrameSocket>>,
     /// An operation that could not be applied yet: it goes first.
     pub stalled: Option<Submission>,
+    /// Operations of it that wait for an object to be read, and begin again then.
+    pub parked: u32,
+    /// One of them changes something.
+    pub parked_write: bool,
+    /// An operation that must not overtake them.
+    pub behind: Option<Submission>,
     /// Forks that it owns.
     pub forks: Vec<BranchNo>,
     /// A large value on its way in.
@@ -99,6 +105,23 @@ pub struct Lane {
 }
 
 impl Lane {
+    /// Whether an operation would overtake one that is parked, although the order of the two counts.
+    pub fn must_wait(&self, op: Op) -> bool {
+        self.parked > 0 && (self.parked_write || changes(op))
+    }
+
+    /// Notes that an operation waits for an object to be read.
+    pub fn park(&mut self, op: Op) {
+        self.parked += 1;
+        self.parked_write |= changes(op);
+    }
+
+    /// Notes that an operation waits no longer.
+    pub fn unpark(&mut self) {
+        self.parked -= 1;
+        self.parked_write &= self.parked > 0;
+    }
+
     /// Wakes the agent if it waits for completions, by futex or through the session's socket.
     pub fn wake(&mut self) {
         if self.ring.wake_if_waiting() == WakeKind::SocketByte
@@ -107,6 +130,14 @@ impl Lane {
             // A full socket holds a wake already; a broken one is the listener's to see.
             let _ = socket.send(0, &Frame::Wake { lane: self.no }, &[]);
         }
+    }
+}
+
+/// Whether an operation may change what others of its lane find.
+fn changes(op: Op) -> bool {
+    match op {
+        Op::Put | Op::PutPart | Op::MultiPut | Op::Delete | Op::Sync | Op::Call => true,
+        Op::Get | Op::GetFrom | Op::Exists | Op::MultiGet | Op::Scan | Op::Stats => false,
     }
 }
 
@@ -178,6 +209,9 @@ impl Lanes {
             no,
             socket,
             stalled: None,
+            parked: 0,
+            parked_write: false,
+            behind: None,
             forks: Vec::new(),
             upload: None,
             queued: false,

@@ -47,6 +47,8 @@ mod write;
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod version_tests;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -331,8 +333,9 @@ impl<D: Disk> Shard<D> {
             let Some(lane) = self.lanes.get_mut(at) else {
                 return true;
             };
-            let submission = match lane.stalled.take() {
-                Some(stalled) => stalled,
+            let kept = lane.stalled.take().or_else(|| lane.behind.take());
+            let submission = match kept {
+                Some(kept) => kept,
                 None => match lane.ring.take() {
                     Ok(Some(submission)) => submission,
                     Ok(None) => {
@@ -348,6 +351,11 @@ impl<D: Disk> Shard<D> {
                     }
                 },
             };
+            if lane.must_wait(submission.op) {
+                // Who unparks the last one looks at the lane again.
+                lane.behind = Some(submission);
+                return served > 0;
+            }
             if self.carry_out(at, submission) {
                 return served > 0;
             }

@@ -6,6 +6,8 @@
 //! Invariants
 //! - a parked entry is carried out or answered exactly once, or its lane is closed.
 //! - an object is read once, however many wait for it.
+//! - reads of a lane may overtake its parked reads; nothing overtakes a parked operation that changes
+//!   something, and such a one overtakes nothing.
 
 use crate::agent::entry::{BusyReason, Completion, Status, Submission};
 use crate::id::{OBJECT_ID_BYTES, ObjectId};
@@ -30,6 +32,7 @@ impl<D: Disk> Shard<D> {
                 Status::Busy
             }
             Refused::NoSpace => Status::NoSpace,
+            Refused::TooLarge => Status::TooLarge,
             Refused::ReadOnly => Status::ReadOnly,
             Refused::Corrupt => {
                 self.counters().corrupt.add(1);
@@ -59,6 +62,9 @@ impl<D: Disk> Shard<D> {
             let mut busy = Completion::new(entry.user_data, Status::Busy);
             busy.detail = BusyReason::ColdReads as u32;
             return self.finish(at, busy);
+        }
+        if let Some(lane) = self.lanes.get_mut(at) {
+            lane.park(entry.op);
         }
         self.pending.park(object, at, entry);
     }
@@ -108,6 +114,10 @@ impl<D: Disk> Shard<D> {
             Err(error) => {
                 tracing::warn!(shard = self.options.no.0, %error, "a node could not be read");
                 for (at, entry) in waiting {
+                    if let Some(lane) = self.lanes.get_mut(at) {
+                        lane.unpark();
+                    }
+                    self.queue(at);
                     self.finish(at, Completion::new(entry.user_data, Status::IoFailed));
                 }
             }
@@ -120,7 +130,11 @@ impl<D: Disk> Shard<D> {
         let some = !resumed.is_empty();
         for (at, entry) in resumed.drain(..) {
             match self.lanes.get_mut(at) {
-                Some(lane) if lane.stalled.is_none() => _ = self.carry_out(at, entry),
+                Some(lane) if lane.stalled.is_none() => {
+                    lane.unpark();
+                    self.carry_out(at, entry);
+                    self.queue(at);
+                }
                 // The entry that it stalls on goes first: there is room for one.
                 Some(_) => self.resumed.push((at, entry)),
                 None => {}

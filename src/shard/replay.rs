@@ -139,6 +139,11 @@ impl Tables {
     /// fetches, and drops what nothing holds. A node that can't be read is quarantined, not the end
     /// of the shard.
     pub fn finish(&mut self, mut read: impl FnMut(Location) -> Option<Vec<u8>>) {
+        for agent in 0..self.agents.len() {
+            while let Some(nameless) = self.agents[agent].remove_nameless() {
+                self.settle(nameless.keys, false);
+            }
+        }
         let loose = std::mem::take(&mut self.loose);
         loose.iter().for_each(|&no| self.objects.pin(no));
         let named = |no: &u32| {

@@ -42,6 +42,9 @@ const NODES_SHARE: usize = 8;
 /// are half full.
 const KEY_INDEX_BYTES: u64 = 192;
 
+/// What a branch, a fork or a tag takes, about; measured exactly now and then.
+const NAME_BYTES: u64 = 512;
+
 /// Why a write was not applied. Nothing changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Refused {
@@ -65,6 +68,8 @@ pub enum Refused {
     NoSuchRevision,
     /// So many changes are in no checkpoint.
     Unsaved(u64),
+    /// More at once than the log's buffer takes.
+    TooLarge,
 }
 
 /// Where a piece of a value came from.
@@ -113,6 +118,8 @@ enum Undo {
     Kept(ObjectNo),
     /// The log got an Object record of an object that it had by another.
     Logged(ObjectNo),
+    /// A value is to outlive the fork that named it.
+    Keep(ObjectNo),
     /// An agent was added.
     Agent,
     /// An agent was marked public or private.
@@ -454,6 +461,25 @@ impl<D: Disk> Store<D> {
         self.undo.push(Undo::Logged(object));
     }
 
+    /// Notes that a value is to outlive its fork, to be taken back with a failed flush.
+    pub(super) fn undo_keep(&mut self, object: ObjectNo) {
+        self.undo.push(Undo::Keep(object));
+    }
+
+    /// Most bytes of records that go out with one flush, beside what deletes may need.
+    pub(super) fn batch_bytes_max(&self) -> usize {
+        self.log.batch_bytes_max() - self.delete_reserve_bytes
+    }
+
+    /// Takes memory for one more branch, fork or tag, if there is any.
+    pub(super) fn admit_name(&mut self) -> Result<(), Refused> {
+        if self.index_bytes > self.index_bytes_max {
+            return Err(Refused::Memory);
+        }
+        self.index_bytes += NAME_BYTES;
+        Ok(())
+    }
+
     /// Gives back one reference to an object.
     pub(super) fn release(&mut self, object: ObjectNo) {
         self.tables.release(object, &mut self.freed);
@@ -483,6 +509,12 @@ impl<D: Disk> Store<D> {
     pub(super) fn give_upload_memory(&mut self, bytes: u64) {
         self.index_bytes = self.index_bytes.saturating_sub(bytes);
         self.uploads_bytes -= bytes;
+    }
+
+    /// Sets the memory that indexes may take.
+    #[cfg(test)]
+    pub fn limit_index(&mut self, bytes: u64) {
+        self.index_bytes_max = bytes;
     }
 
     /// Objects that keys named before writes that are not flushed: a reference each.
@@ -589,6 +621,7 @@ impl<D: Disk> Store<D> {
             }
             Undo::Kept(object) => self.tables.drop_kept(object, &mut self.freed),
             Undo::Logged(object) => self.tables.objects.set_logged(object, false),
+            Undo::Keep(object) => self.tables.objects.unkeep(object),
             Undo::Agent => self.tables.remove_last_agent(),
             Undo::Public { agent, before } => self.tables.agent_mut(agent).public = before,
         }

@@ -24,10 +24,12 @@ use crate::shared::SharedMemory;
 
 mod large;
 
-const SEGMENT_BYTES: u32 = 1 << 20;
+/// Room for the answer of a call.
+pub(super) const CALL_REPLY_BYTES: u32 = 16 << 10;
+pub(super) const SEGMENT_BYTES: u32 = 1 << 20;
 
 /// The main branch of the first agent.
-fn main_of_first() -> BranchRef {
+pub(super) fn main_of_first() -> BranchRef {
     BranchRef {
         agent: AgentNo(0),
         branch: MAIN,
@@ -35,25 +37,25 @@ fn main_of_first() -> BranchRef {
 }
 
 /// A shard, and one client of it.
-struct World {
-    shard: Shard<MemoryDisk>,
-    commands: Arc<ArrayQueue<Command>>,
+pub(super) struct World {
+    pub(super) shard: Shard<MemoryDisk>,
+    pub(super) commands: Arc<ArrayQueue<Command>>,
     bells: Arc<SharedMemory>,
     client_bells: ClientBells,
-    lane: ClientLane,
-    held: Vec<(Block, Block)>,
+    pub(super) lane: ClientLane,
+    pub(super) held: Vec<(Block, Block)>,
     now: u64,
     next: u64,
 }
 
 impl World {
     /// A shard over what a disk holds; with `l2_bytes` 0 every read goes to the segments.
-    fn over(disk: MemoryDisk, l2_bytes: usize) -> Self {
+    pub(super) fn over(disk: MemoryDisk, l2_bytes: usize) -> Self {
         Self::within(disk, l2_bytes, 1 << 30)
     }
 
     /// The same, with so much memory for its indexes.
-    fn within(mut disk: MemoryDisk, l2_bytes: usize, index_bytes_max: u64) -> Self {
+    pub(super) fn within(mut disk: MemoryDisk, l2_bytes: usize, index_bytes_max: u64) -> Self {
         let mut tables = Tables::default();
         let no = ShardNo(0);
         let recovered =
@@ -109,15 +111,20 @@ impl World {
         world
     }
 
-    fn new(l2_bytes: usize) -> Self {
+    pub(super) fn new(l2_bytes: usize) -> Self {
         Self::over(MemoryDisk::new(), l2_bytes)
     }
 
-    fn attach(&mut self, lane: LaneNo, ring: ServerLane) {
+    pub(super) fn attach(&mut self, lane: LaneNo, ring: ServerLane) {
         self.attach_as(SessionNo(1), lane, ring);
     }
 
-    fn attach_as(&mut self, session: SessionNo, lane: LaneNo, ring: ServerLane) -> Attached {
+    pub(super) fn attach_as(
+        &mut self,
+        session: SessionNo,
+        lane: LaneNo,
+        ring: ServerLane,
+    ) -> Attached {
         let (memory, fd) =
             SharedMemory::create("w", 16 << 10, crate::shared::Access::ReadOnly).unwrap();
         let (reply, answer) = channel();
@@ -147,17 +154,17 @@ impl World {
         answer.try_recv().unwrap().unwrap()
     }
 
-    fn disk(&mut self) -> &mut MemoryDisk {
+    pub(super) fn disk(&mut self) -> &mut MemoryDisk {
         &mut self.shard.store.disk
     }
 
-    fn step(&mut self) {
+    pub(super) fn step(&mut self) {
         self.now += 1_000_000;
         self.shard.step(self.now);
         self.check_references();
     }
 
-    fn submit(
+    pub(super) fn submit(
         &mut self,
         op: Op,
         key: &[u8],
@@ -170,7 +177,11 @@ impl World {
             .lane
             .alloc_input((key.len() + value.len()).max(1) as u32)
             .unwrap();
-        let reply_bytes = if op == Op::Get { PART_BYTES_MAX } else { 64 };
+        let reply_bytes = match op {
+            Op::Get => PART_BYTES_MAX,
+            Op::Call | Op::Scan => CALL_REPLY_BYTES,
+            _ => 64,
+        };
         let output = self.lane.alloc_output(reply_bytes).unwrap();
         if !key.is_empty() {
             entry.key = input.first(key.len() as u32);
@@ -180,8 +191,8 @@ impl World {
             entry.value = input.part(key.len() as u32, value.len() as u32);
             self.lane.write_input(entry.value, value);
         }
-        if matches!(op, Op::Get) {
-            entry.reply = output.first(PART_BYTES_MAX);
+        if matches!(op, Op::Get | Op::Call | Op::Scan) {
+            entry.reply = output.first(reply_bytes);
         }
         how(&mut entry);
         self.lane.submit(&entry).unwrap();
@@ -191,7 +202,7 @@ impl World {
         self.next
     }
 
-    fn completion(&mut self) -> Option<Completion> {
+    pub(super) fn completion(&mut self) -> Option<Completion> {
         let completion = self.lane.poll_completion().unwrap()?;
         if self.lane.in_flight() == 0 {
             for (input, output) in self.held.drain(..) {
@@ -203,7 +214,7 @@ impl World {
     }
 
     /// Steps, with the disk's answers, until the next completion.
-    fn wait(&mut self) -> Completion {
+    pub(super) fn wait(&mut self) -> Completion {
         for _ in 0..50 {
             self.step();
             self.disk().run_io();
@@ -214,18 +225,28 @@ impl World {
         panic!("no completion in 50 turns");
     }
 
-    fn put_as(&mut self, key: &[u8], value: &[u8], durability: Durability) -> Completion {
+    pub(super) fn put_as(
+        &mut self,
+        key: &[u8],
+        value: &[u8],
+        durability: Durability,
+    ) -> Completion {
         self.submit(Op::Put, key, value, |entry| {
             entry.durability = Some(durability)
         });
         self.wait()
     }
 
-    fn put(&mut self, key: &[u8], value: &[u8]) -> Completion {
+    pub(super) fn put(&mut self, key: &[u8], value: &[u8]) -> Completion {
         self.put_as(key, value, Durability::Process)
     }
 
-    fn put_large(&mut self, key: &[u8], value: &[u8], durability: Durability) -> Completion {
+    pub(super) fn put_large(
+        &mut self,
+        key: &[u8],
+        value: &[u8],
+        durability: Durability,
+    ) -> Completion {
         let mut offset = 0;
         for part in value.chunks(PART_BYTES_MAX as usize) {
             let total = value.len() as u64;
@@ -242,12 +263,12 @@ impl World {
         unreachable!("the last part ends the value")
     }
 
-    fn delete(&mut self, key: &[u8]) -> Completion {
+    pub(super) fn delete(&mut self, key: &[u8]) -> Completion {
         self.submit(Op::Delete, key, &[], |_| {});
         self.wait()
     }
 
-    fn get(&mut self, key: &[u8]) -> Result<Vec<u8>, Status> {
+    pub(super) fn get(&mut self, key: &[u8]) -> Result<Vec<u8>, Status> {
         let mut value = Vec::new();
         loop {
             let from = value.len() as u64;
@@ -270,7 +291,7 @@ impl World {
     }
 
     /// Every reference is accounted for, and so is every byte.
-    fn check_references(&mut self) {
+    pub(super) fn check_references(&mut self) {
         let tables = &self.shard.store.tables;
         let mut wanted: BTreeMap<u32, u32> = BTreeMap::new();
         let mut keys = 0;
@@ -289,8 +310,14 @@ impl World {
         for object in self.shard.store.undo_objects() {
             *wanted.entry(object).or_default() += 1;
         }
-        if !self.shard.pending.is_empty() {
+        if !self.shard.pending.is_empty() || self.shard.store.has_retired() {
             return;
+        }
+        // What a tree may hold stays without any reference; so does what was found to be damaged.
+        for (no, object) in tables.objects.all() {
+            if object.kept {
+                wanted.entry(no.0).or_default();
+            }
         }
         let objects = wanted.len();
         let mut live = 0;
@@ -305,7 +332,7 @@ impl World {
     }
 
     /// What a runtime finds that is started after this one was killed.
-    fn restarted(mut self, l2_bytes: usize) -> Self {
+    pub(super) fn restarted(mut self, l2_bytes: usize) -> Self {
         self.disk().kill();
         let mut disk = self.disk().clone();
         disk.faults = Default::default();
@@ -313,7 +340,7 @@ impl World {
     }
 }
 
-fn rings(lane: LaneNo) -> (ServerLane, ClientLane) {
+pub(super) fn rings(lane: LaneNo) -> (ServerLane, ClientLane) {
     let sizes = LaneSizes::DEFAULT;
     let (ring, fds) = ServerLane::create(sizes).unwrap();
     let client = ClientLane::map(&fds.client, &fds.server, sizes, lane, ShardNo(0)).unwrap();
@@ -1070,7 +1097,7 @@ fn an_attach_that_was_given_up_leaves_nothing() {
 }
 
 impl World {
-    fn detach(&mut self, lane: LaneNo) {
+    pub(super) fn detach(&mut self, lane: LaneNo) {
         let (reply, answer) = channel();
         let detach = Command::Detach {
             session: SessionNo(1),
@@ -1083,7 +1110,7 @@ impl World {
     }
 
     /// Attaches a further lane; what is submitted from now on goes over it.
-    fn go_on(&mut self, session: SessionNo, lane: LaneNo) -> ClientLane {
+    pub(super) fn go_on(&mut self, session: SessionNo, lane: LaneNo) -> ClientLane {
         let (ring, client) = rings(lane);
         self.attach_as(session, lane, ring);
         self.held.clear();
@@ -1091,7 +1118,11 @@ impl World {
     }
 
     /// Does something over another lane.
-    fn on_lane<T>(&mut self, lane: &mut ClientLane, act: impl FnOnce(&mut Self) -> T) -> T {
+    pub(super) fn on_lane<T>(
+        &mut self,
+        lane: &mut ClientLane,
+        act: impl FnOnce(&mut Self) -> T,
+    ) -> T {
         std::mem::swap(&mut self.lane, lane);
         self.held.clear();
         let done = act(self);
