@@ -13,6 +13,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, IoSliceMut};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{FallocateFlags, Mode, OFlags, ResolveFlags};
 use rustix::io::{Errno, ReadWriteFlags};
@@ -136,6 +137,16 @@ pub(super) fn read_cached(file: &File, offset: u32, buffer: &mut [u8]) -> bool {
         Ok(bytes) => bytes == wanted,
         Err(Errno::OPNOTSUPP) if is_memory(file) => {
             file.read_exact_at(&mut into[0], u64::from(offset)).is_ok()
+        }
+        Err(Errno::OPNOTSUPP) => {
+            static TOLD: AtomicBool = AtomicBool::new(false);
+            if !TOLD.swap(true, Ordering::Relaxed) {
+                tracing::warn!(
+                    "the data directory's file system can't say what is in memory: every read of a \
+                     segment goes through the I/O core; ext4, xfs and btrfs can"
+                );
+            }
+            false
         }
         Err(_) => false,
     }

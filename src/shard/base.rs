@@ -76,7 +76,7 @@ impl<D: Disk> Store<D> {
     }
 
     /// Runs an operation on trees: nodes that are not in memory are fetched as it meets them, as long as
-    /// that takes no device. It begins again where there were more than [`FRESH_MAX`] of them.
+    /// that takes no device. It begins again where there were more than `FRESH_MAX` of them.
     ///
     /// # Errors
     /// [`Refused::Cold`], [`Refused::Corrupt`].
