@@ -75,8 +75,10 @@ pub enum ClientError {
     /// The disk is full; nothing was written.
     #[error("the disk of the data directory is full; free space and retry")]
     NoSpace,
-    /// A value longer than 64 MiB.
-    #[error("the value is longer than 64 MiB; split it over several keys")]
+    /// A value longer than 64 MiB, or a fork of more changes than one commit takes.
+    #[error(
+        "too large: split a value of more than 64 MiB over keys; checkpoint a fork of many changes before it is kept"
+    )]
     TooLarge,
     /// A key of no bytes, or more than 1,024.
     #[error("a key of {bytes} bytes; keys have 1 to 1,024")]

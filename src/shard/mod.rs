@@ -353,6 +353,7 @@ impl<D: Disk> Shard<D> {
             };
             if lane.must_wait(submission.op) {
                 // Who unparks the last one looks at the lane again.
+                debug_assert!(lane.behind.is_none() && lane.stalled.is_none());
                 lane.behind = Some(submission);
                 return served > 0;
             }
