@@ -228,11 +228,15 @@ impl FrameSocket {
     ) -> Result<Received<'a>, SocketError> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
+        let mut was_reset = false;
         let message = loop {
             let mut parts = [IoSliceMut::new(&mut buffer[..])];
             let flags = RecvFlags::CMSG_CLOEXEC;
             match rustix::net::recvmsg(&self.fd, &mut parts, &mut control, flags) {
                 Err(Errno::INTR) => {}
+                // The peer closed before it read all of ours. The kernel says so once, ahead of what the
+                // peer had sent: its last word is read by the next call.
+                Err(Errno::CONNRESET) if !was_reset => was_reset = true,
                 done => break done?,
             }
         };
@@ -309,6 +313,21 @@ mod tests {
         session: SessionNo(1),
         shards: 2,
     };
+
+    /// A session ended with a bell unread: now and then its client never learnt why.
+    #[test]
+    fn the_last_word_of_a_peer_that_left_frames_unread_is_heard() {
+        let (one, other) = pair();
+        let mut buffer = [0; FRAME_BYTES_MAX];
+        let wake = Frame::Wake { lane: LaneNo(1) };
+        other.send(1, &wake, &[]).unwrap();
+        one.send(5, &wake, &[]).unwrap();
+        drop(one);
+        let got = other.receive(&mut buffer).unwrap();
+        assert_eq!((got.request, got.frame), (5, wake));
+        let end = other.receive(&mut buffer);
+        assert!(matches!(end, Err(SocketError::Closed)), "{end:?}");
+    }
 
     #[test]
     fn frames_carry_their_descriptors() {
