@@ -13,8 +13,8 @@
 //! - one log line at start says which backend serves and why.
 //!
 //! Cost of a request: two ring pushes and pops, at most one system call to wake the core and one to
-//! wake the shard, and the file's own calls. Descriptors: two per segment being written (three on
-//! glommio), at most 256 in all for reading what is in memory, 32 per shard and read line for what is not.
+//! wake the shard, and the file's own calls. Descriptors: two per segment being
+//! written, at most 256 in all for reading what is in memory, 32 per shard and read line for what is not.
 
 mod disk;
 mod file;

@@ -293,7 +293,7 @@ impl<D: Disk> Store<D> {
         self.ready(0, false)?;
         let agent = self.tables.agent(at.agent);
         let known = agent.branch(at.branch).map_or("", |branch| &branch.name);
-        let name = name.unwrap_or(known).to_owned();
+        let name = name.unwrap_or(known);
         if name.is_empty() {
             // A fork: nobody will ask for it after a crash.
             return Ok(self.log.last());
@@ -306,7 +306,7 @@ impl<D: Disk> Store<D> {
             tree,
             changes_stay,
         };
-        Ok(self.append(&record)?.sequence)
+        Ok(self.log.append(&record).map_err(refused)?.sequence)
     }
 
     /// Makes a prepared checkpoint count: its records were flushed.
