@@ -10,6 +10,7 @@
 //!   is dropped without it leaves what a kill leaves.
 //! - a stale socket is replaced, one that a live runtime answers on is not.
 
+mod collect;
 mod control;
 mod data_dir;
 mod guest;

@@ -24,6 +24,7 @@ use crate::segment::{
     NotReady, ObjectKind, Read, Record, Sequence,
 };
 use crate::shard::agent::{BranchRef, named};
+use crate::shard::collect::{BEFORE_BYTES, Restated};
 use crate::shard::commit::Commits;
 use crate::shard::large::LargeValue;
 use crate::shard::nodes::NodeCache;
@@ -162,6 +163,11 @@ pub struct Store<D> {
     pub(super) large: LargeValue,
     /// Memory that uploads take.
     uploads_bytes: u64,
+    /// Operations that build a state up over several turns: nothing is swept before they end.
+    pub(super) holds: u32,
+    /// Everything is being said again.
+    pub(super) restating: Option<Restated>,
+    pub(super) last_restated: Restated,
 }
 
 impl<D: Disk> Store<D> {
@@ -189,6 +195,9 @@ impl<D: Disk> Store<D> {
             freed: Freed::with_capacity(64),
             large: LargeValue::default(),
             uploads_bytes: 0,
+            holds: 0,
+            restating: None,
+            last_restated: 0,
         }
     }
 
@@ -278,7 +287,8 @@ impl<D: Disk> Store<D> {
         if adds_key && self.is_full() {
             return Err(Refused::Memory);
         }
-        let bytes = payload_bytes + HEAD_BYTES_MAX + self.delete_reserve_bytes;
+        let before = self.restating.map_or(0, |_| BEFORE_BYTES);
+        let bytes = payload_bytes + HEAD_BYTES_MAX + before + self.delete_reserve_bytes;
         match self.log.ready(bytes) {
             Ok(()) => Ok(()),
             Err(NotReady::Wait) => Err(Refused::Wait),
@@ -562,6 +572,8 @@ impl<D: Disk> Store<D> {
                 }
             }
             Err(_) => {
+                // Nobody knows any more what was said again.
+                self.restating = None;
                 for change in undo.drain(..).rev() {
                     self.take_back(change);
                 }
