@@ -59,6 +59,14 @@ pub struct Object {
 /// been passed over since is taken for reached once more, and goes a collection later.
 type Round = u8;
 
+impl Object {
+    /// Whether its number is in use.
+    #[must_use]
+    pub fn is_needed(&self) -> bool {
+        self.kept || self.references > 0
+    }
+}
+
 /// All objects of a shard.
 #[derive(Debug, Default)]
 pub struct ObjectIndex {

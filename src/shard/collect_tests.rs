@@ -8,7 +8,7 @@ use super::tests::World;
 use super::version_tests::{CHECKPOINT, FORK, branch, value};
 use super::*;
 use crate::agent::call::{self, Call, Logged, Revision};
-use crate::id::{BranchNo, ObjectId};
+use crate::id::{BranchNo, ObjectId, Retention};
 use crate::segment::memory::{MemoryDisk, Random};
 
 type Keys = BTreeMap<Vec<u8>, Vec<u8>>;
@@ -93,6 +93,8 @@ struct Model {
 }
 
 const KEYS: usize = 40;
+/// Small, so that there are many.
+const SEGMENT_BYTES: u32 = 128 << 10;
 
 fn key(no: usize) -> Vec<u8> {
     format!("k/{no:02}").into_bytes()
@@ -123,6 +125,7 @@ impl Model {
     /// One operation, there and here.
     fn act(&mut self, world: &mut World, random: &mut Random) {
         let name = self.some_branch(random);
+        let names: Vec<String> = self.branches.keys().cloned().collect();
         let on = BranchNo(self.branches[&name].no);
         let line = self.branches.get_mut(&name).unwrap();
         match random.below(24) {
@@ -143,9 +146,9 @@ impl Model {
                 line.head = Some(line.keys.clone());
                 line.checkpoints += 1;
             }
-            15 if self.branches.len() < 6 => {
+            15 if names.len() < 6 => {
                 let new = format!("b{}", random.below(1000));
-                if line.head.is_none() || self.branches.contains_key(&new) {
+                if line.head.is_none() || names.contains(&new) {
                     return;
                 }
                 let mut copy = line.clone();
@@ -225,10 +228,11 @@ impl Model {
 fn random_ops(seed: u64) {
     println!("seed {seed}");
     let mut random = Random(seed);
-    let mut world = World::new([0, 1 << 20][random.below(2)]);
+    let l2_bytes = [0, 1 << 20][random.below(2)];
+    let mut world = World::sized(MemoryDisk::new(), l2_bytes, 1 << 30, SEGMENT_BYTES);
     let mut model = Model::new();
     let mut collected = 0;
-    for _ in 0..12 {
+    for _ in 0..10 {
         for _ in 0..40 {
             model.act(&mut world, &mut random);
         }
@@ -277,14 +281,14 @@ fn random_ops(seed: u64) {
 
 #[test]
 fn agrees_with_a_model_while_it_collects() {
-    for seed in 1..=12 {
+    for seed in 1..=8 {
         random_ops(seed);
     }
 }
 
 /// Versions of values that nothing names any more, and some that something does.
 fn littered() -> (World, Model) {
-    let mut world = World::new(0);
+    let mut world = World::sized(MemoryDisk::new(), 0, 1 << 30, SEGMENT_BYTES);
     let mut model = Model::new();
     let mut random = Random(5);
     let line = model.branches.get_mut("main").unwrap();
@@ -373,7 +377,7 @@ fn a_crash_at_any_step_loses_nothing_and_leaks_nothing_for_ever() {
                 true => disk.power_cut(&mut random),
                 false => disk.kill(),
             }
-            let mut world = World::over(disk, 0);
+            let mut world = World::sized(disk, 0, 1 << 30, SEGMENT_BYTES);
             if !cut {
                 model.check(&mut world);
             }
@@ -385,6 +389,89 @@ fn a_crash_at_any_step_loses_nothing_and_leaks_nothing_for_ever() {
             assert!(stored <= left + (256 << 10), "step {at} leaked: {stored}");
         }
     }
+}
+
+/// Checkpoints of a branch, each with other keys; their ids, the oldest first.
+fn checkpoints(world: &mut World, count: usize) -> Vec<[u8; 32]> {
+    (0..count)
+        .map(|no| {
+            for at in 0..4 {
+                world.put(&key(at), &value((no * 10 + at) as u32, 5_000));
+            }
+            world.made(None).id
+        })
+        .collect()
+}
+
+#[test]
+fn a_branch_keeps_as_much_history_as_its_rule_says() {
+    let mut world = World::new(0);
+    let ids = checkpoints(&mut world, 10);
+    let tag = Call::Tag {
+        name: "third",
+        target: Revision::Checkpoint(ids[2]),
+        force: false,
+    };
+    world.good(None, &tag);
+    let fork = Call::Fork {
+        from: Revision::Checkpoint(ids[4]),
+    };
+    let fork = BranchNo(world.info(None, &fork).no);
+    let (name, rule) = ("main", Retention::Last(3));
+    world.good(None, &Call::Retain { name, rule });
+    world.collect();
+    let there = |world: &mut World| -> Vec<usize> {
+        (0..ids.len())
+            .filter(|&no| {
+                let from = Revision::Checkpoint(ids[no]);
+                let (completion, answer) = world.call_on(None, &Call::Fork { from });
+                if completion.status == Status::NoSuchRevision {
+                    return false;
+                }
+                let info: call::BranchInfo = call::items(&answer).next().unwrap().unwrap();
+                let fork = BranchNo(info.no);
+                for at in 0..4 {
+                    let found = world.get_on(fork, &key(at)).unwrap();
+                    assert!(found == value((no * 10 + at) as u32, 5_000));
+                }
+                world.good(Some(fork), &Call::Discard);
+                true
+            })
+            .collect()
+    };
+    assert_eq!(there(&mut world), [2, 4, 7, 8, 9]);
+    assert_eq!(world.history(Revision::Head), [ids[9], ids[8], ids[7]]);
+    assert_eq!(world.history(Revision::Tag("third")), [ids[2]]);
+    world.good(Some(fork), &Call::Discard);
+    world.collect();
+    assert_eq!(there(&mut world), [2, 7, 8, 9]);
+    let mut world = world.restarted(0);
+    // The rule too is there after a restart.
+    world.good(None, &Call::Untag { name: "third" });
+    assert_eq!(checkpoints(&mut world, 1).len(), 1);
+    world.collect();
+    assert_eq!(there(&mut world), [8, 9]);
+    let rule = Retention::Last(0);
+    world.good(None, &Call::Retain { name, rule });
+    world.collect();
+    assert!(there(&mut world).is_empty());
+    assert_eq!(world.history(Revision::Head).len(), 1, "the head stays");
+    let (name, rule) = ("none", Retention::All);
+    let (completion, _) = world.call_on(None, &Call::Retain { name, rule });
+    assert_eq!(completion.status, Status::NoSuchBranch);
+}
+
+#[test]
+fn a_branch_keeps_what_is_young_enough() {
+    let mut world = World::new(0);
+    // A turn takes a millisecond here.
+    let ids = checkpoints(&mut world, 10);
+    let (name, rule) = ("main", Retention::Newer(25));
+    world.good(None, &Call::Retain { name, rule });
+    world.collect();
+    let left = world.history(Revision::Head);
+    assert!((2..9).contains(&left.len()), "{}", left.len());
+    assert!(left.iter().rev().eq(&ids[10 - left.len()..]));
 }
 
 #[test]

@@ -53,7 +53,8 @@ impl Tables {
                 let before = self.set_key(at, key, None);
                 self.drop_value(before);
             }
-            Head::Synced { .. } | Head::Dropped { .. } => {}
+            Head::Dropped { first, last } => self.note_dropped(first, last),
+            Head::Synced { .. } => {}
             _ => self.apply_to_agent(sequence, &record.head)?,
         }
         Ok(())

@@ -452,7 +452,11 @@ impl<D: Disk> Store<D> {
     }
 
     /// Appends a record for which [`Store::ready`] found room.
+    #[inline]
     pub(super) fn append(&mut self, record: &Record<'_>) -> Result<Appended, Refused> {
+        if self.restating.is_some() {
+            self.restate_before(&record.head)?;
+        }
         self.log.append(record).map_err(refused)
     }
 

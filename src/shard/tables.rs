@@ -91,6 +91,8 @@ pub struct Tables {
     pub objects: ObjectIndex,
     /// What each node over chunks holds, in order, a reference each.
     pub chunks: HashMap<u32, Box<[Child]>>,
+    /// Segments that are gone, as ranges in order: first and last.
+    pub dropped: Vec<(SegmentNo, SegmentNo)>,
     /// Keys of all agents.
     pub keys: u64,
     /// Stored bytes of all objects.
@@ -133,9 +135,31 @@ impl Tables {
     /// Where it is gone.
     #[inline]
     pub fn agent_mut(&mut self, no: AgentNo) -> &mut Agent {
-        self.agents[no.0 as usize]
+        let agent = self.agents[no.0 as usize]
             .as_deref_mut()
-            .expect("an agent that is there")
+            .expect("an agent that is there");
+        agent.touched = true;
+        agent
+    }
+
+    /// Agents that were touched since this was asked last, or all of them.
+    pub(super) fn touched_agents(&mut self, all: bool) -> impl Iterator<Item = AgentNo> {
+        let numbered = (0..).map(AgentNo).zip(&mut self.agents);
+        numbered.filter_map(move |(no, agent)| {
+            let touched = std::mem::take(&mut agent.as_deref_mut()?.touched);
+            (touched || all).then_some(no)
+        })
+    }
+
+    /// Notes that segments are gone: these, and all in between.
+    pub fn note_dropped(&mut self, first: SegmentNo, last: SegmentNo) {
+        let next = |no: SegmentNo| SegmentNo(no.0.saturating_add(1));
+        let at = self.dropped.partition_point(|range| next(range.1) < first);
+        let end = self.dropped.partition_point(|range| range.0 <= next(last));
+        let joined = &self.dropped[at..end];
+        let from = joined.first().map_or(first, |range| range.0.min(first));
+        let to = joined.last().map_or(last, |range| range.1.max(last));
+        self.dropped.splice(at..end, [(from, to)]);
     }
 
     /// Whether there is an agent of this number.

@@ -16,9 +16,9 @@
 
 use std::collections::{BinaryHeap, HashSet};
 
-use crate::id::{AgentNo, ObjectId};
+use crate::id::{AgentNo, ObjectId, Retention};
 use crate::segment::index::ObjectNo;
-use crate::segment::{Disk, ObjectKind, Retention};
+use crate::segment::{Disk, ObjectKind};
 use crate::shard::base::reference;
 use crate::shard::collect::reader::Reader;
 use crate::shard::store::{Refused, Store};
@@ -81,10 +81,7 @@ impl Marker {
             wall_ms,
             ..Self::default()
         };
-        for (no, agent) in (0..).map(AgentNo).zip(&mut store.tables.agents) {
-            agent.touched = false;
-            self.agents.push(no);
-        }
+        self.agents.extend(store.tables.touched_agents(true));
     }
 
     /// Does one step; whether there is more to do.
@@ -102,8 +99,8 @@ impl Marker {
         } else if !self.work.is_empty() {
             self.look_into(store, reader)?;
         } else if let Some(&agent) = self.agents.last() {
-            self.push_roots(store, agent)?;
             self.agents.pop();
+            self.push_roots(store, agent)?;
         } else {
             return self.next_pass(store);
         }
@@ -113,12 +110,7 @@ impl Marker {
     /// Takes agents up again that were touched since they were looked at; whether there is more to do.
     /// Where not, nothing can change before the caller acts on it.
     fn next_pass<D: Disk>(&mut self, store: &mut Store<D>) -> Result<bool, Refused> {
-        let agents = (0..).map(AgentNo).zip(&mut store.tables.agents);
-        let touched = agents.filter_map(|(no, agent)| {
-            let touched = std::mem::take(&mut agent.touched);
-            touched.then_some(no)
-        });
-        self.agents.extend(touched);
+        self.agents.extend(store.tables.touched_agents(false));
         self.passes += 1;
         if self.agents.len() > TOUCHED_MAX && self.passes < PASSES_MAX {
             return Ok(true);
@@ -136,6 +128,9 @@ impl Marker {
         store: &mut Store<D>,
         agent: AgentNo,
     ) -> Result<(), Refused> {
+        if !store.tables.has_agent(agent) {
+            return Ok(());
+        }
         let known = store.tables.agent(agent);
         let mut heads = Vec::new();
         let mut trees = Vec::new();
@@ -143,12 +138,18 @@ impl Marker {
         for branch in known.all_branches() {
             trees.push(branch.base);
             if let Some(head) = branch.head {
-                heads.push((head, branch.retention));
+                // A fork has no name, and keeps no history.
+                let rule = match branch.name.is_empty() {
+                    true => Retention::Last(0),
+                    false => branch.retention,
+                };
+                heads.push((head, rule));
             }
         }
         states.extend(known.tags.values().map(|tag| tag.target));
+        let hot = known.hot;
         let objects = &mut store.tables.objects;
-        if let Some(hot) = known.hot {
+        if let Some(hot) = hot {
             objects.mark(objects.find(&hot).ok_or(Refused::Corrupt)?);
         }
         for tree in trees.iter().filter(|tree| **tree != EMPTY_TREE) {

@@ -27,7 +27,7 @@ mod sweep;
 use crate::id::SegmentNo;
 use crate::segment::index::ObjectNo;
 use crate::segment::format::{RECORD_HEADER_BYTES, align};
-use crate::segment::{Disk, DiskError, Head, IoRequest, Record, Sequence};
+use crate::segment::{Disk, DiskError, Head, IoRequest, Sequence};
 use crate::shard::Shard;
 use crate::shard::control::Answer;
 use crate::shard::store::Refused;
@@ -156,6 +156,18 @@ impl Collector {
         waits.then_some(self.retry_at)
     }
 
+    /// Whether a collection is under way.
+    #[cfg(test)]
+    pub fn is_under_way(&self) -> bool {
+        !matches!(self.phase, Phase::Idle)
+    }
+
+    /// Whether the I/O core reads something for it.
+    #[cfg(test)]
+    pub fn is_reading_any(&self) -> bool {
+        self.reading.is_some()
+    }
+
     /// Whether a ticket is that of its read.
     pub fn is_reading(&self, ticket: u64) -> bool {
         self.reading.is_some_and(|(reading, _)| reading == ticket)
@@ -175,11 +187,15 @@ impl<D: Disk> Shard<D> {
             return false;
         }
         let is_idle = matches!(self.collector.phase, Phase::Idle);
-        if self.collector.reading.is_some() || (is_idle && !self.is_collection_due()) {
+        if self.draining.is_some() || self.store.log.read_only().is_some() {
+            if !is_idle || !self.collector.asked.is_empty() {
+                let asked = std::mem::take(&mut self.collector.asked);
+                self.collector.waiting.extend(asked);
+                self.end_collection(CollectEnd::Stopped);
+            }
             return false;
         }
-        if self.draining.is_some() || self.store.log.read_only().is_some() {
-            self.end_collection(CollectEnd::Stopped);
+        if self.collector.reading.is_some() || (is_idle && !self.is_collection_due()) {
             return false;
         }
         let mut phase = std::mem::take(&mut self.collector.phase);
@@ -335,11 +351,7 @@ impl<D: Disk> Shard<D> {
         let ranges = ranges(collector.moving.segments());
         store.ready(ranges.len() * align(RECORD_HEADER_BYTES), false)?;
         for (first, last) in ranges {
-            let record = Record {
-                head: Head::Dropped { first, last },
-                payload: None,
-            };
-            store.append(&record)?;
+            store.append(&Head::Dropped { first, last }.into())?;
             store.tables.note_dropped(first, last);
         }
         self.flush_collection()
@@ -415,7 +427,7 @@ impl<D: Disk> Shard<D> {
         for answer in collector.waiting.drain(..) {
             answer.give(so_far);
         }
-        collector.appended_before = self.counters().log_bytes.get();
+        self.collector.appended_before = self.counters().log_bytes.get();
         self.collector.needed_before = self.store.tables.live_bytes;
         if !matches!(end, CollectEnd::Done) {
             self.collector.retry_at = self.now + RETRY_NS;

@@ -12,9 +12,9 @@
 //! - what is said was true when it was appended, and nothing else was appended before it in the same call.
 //! - a flush that fails takes the marks of what was said with it: the collection ends, and begins anew.
 
-use crate::id::{AgentNo, BranchNo, ObjectId};
+use crate::id::{AgentNo, BranchNo, ObjectId, Retention};
 use crate::segment::index::ObjectNo;
-use crate::segment::{Disk, HEAD_BYTES_MAX, Head, Record, Retention};
+use crate::segment::{Disk, HEAD_BYTES_MAX, Head};
 use crate::shard::agent::{Agent, BranchRef, is_fork};
 use crate::shard::store::{Refused, Store, refused};
 
@@ -68,7 +68,7 @@ impl Restate {
                 continue;
             }
             let Some(item) = self.items.last_mut() else {
-                if self.next_agent as usize == store.tables.agents.len() {
+                if self.next_agent == store.tables.next_agent().0 {
                     store.restating = None;
                     return Ok(false);
                 }
@@ -96,10 +96,10 @@ impl Restate {
 
 /// Everything to be said of an agent.
 fn items<D: Disk>(store: &Store<D>, no: AgentNo) -> Vec<Item> {
-    let agent = store.tables.agent(no);
-    if agent.is_gone() {
+    if !store.tables.has_agent(no) {
         return Vec::new();
     }
+    let agent = store.tables.agent(no);
     let mut items: Vec<_> = agent.hot.iter().map(|_| Item::Hot).collect();
     items.extend(agent.adopted.iter().copied().map(Item::Adopted));
     items.extend(agent.tags.keys().cloned().map(Item::Tag));
@@ -124,25 +124,24 @@ impl<D: Disk> Store<D> {
 
     /// About how many bytes saying everything again takes.
     pub(super) fn restated_bytes(&self) -> u64 {
-        let agents = self.tables.agents.iter().filter(|agent| !agent.is_gone());
-        let of_agent = |agent: &Agent| {
+        let of_agent = |(_, agent): (AgentNo, &Agent)| {
             let names = agent.tags.len() + agent.adopted.len() + 2;
             let branches = agent.all_branches();
             let records: usize = branches.map(|branch| 1 + branch.keys.changes()).sum();
             (names + records) as u64 * (RECORD_BYTES + 32)
         };
-        agents.map(of_agent).sum()
+        self.tables.all_agents().map(of_agent).sum()
     }
 
     /// Says what a record is about, if nobody has yet since the saying began.
-    pub(super) fn restate_before(&mut self, head: &Head<'_>) -> Result<(), Refused> {
+    pub(in crate::shard) fn restate_before(&mut self, head: &Head<'_>) -> Result<(), Refused> {
         match *head {
             Head::Put { agent, branch, .. }
             | Head::Delete { agent, branch, .. }
             | Head::Branch { agent, branch, .. }
             | Head::BranchGone { agent, branch }
             | Head::Retention { agent, branch, .. } => {
-                self.say_branch(BranchRef { agent, branch })
+                self.restate_branch(BranchRef { agent, branch })
             }
             Head::Tag { agent, .. }
             | Head::Adopted { agent, .. }
@@ -155,6 +154,14 @@ impl<D: Disk> Store<D> {
         }
     }
 
+    /// The same, where the branch is known and its record still in the making.
+    pub(in crate::shard) fn restate_branch(&mut self, at: BranchRef) -> Result<(), Refused> {
+        match self.restating {
+            Some(_) => self.say_branch(at),
+            None => Ok(()),
+        }
+    }
+
     /// Appends a record that has no payload.
     fn say(&mut self, head: Head<'_>) -> Result<(), Refused> {
         self.ready(0, false)?;
@@ -162,20 +169,17 @@ impl<D: Disk> Store<D> {
     }
 
     fn say_granted(&mut self, head: Head<'_>) -> Result<(), Refused> {
-        let record = Record {
-            head,
-            payload: None,
-        };
-        self.log.append(&record).map_err(refused)?;
+        self.log.append(&head.into()).map_err(refused)?;
         Ok(())
     }
 
     fn say_agent(&mut self, no: AgentNo) -> Result<(), Refused> {
         let restating = self.restating;
-        let Some(agent) = self.tables.agents.get_mut(no.0 as usize) else {
+        if !self.tables.has_agent(no) {
             return Ok(());
-        };
-        if agent.is_gone() || restating.is_none_or(|now| agent.restated == now) {
+        }
+        let agent = self.tables.agent_mut(no);
+        if restating.is_none_or(|now| agent.restated == now) {
             return Ok(());
         }
         let head = Head::Agent {
@@ -184,11 +188,7 @@ impl<D: Disk> Store<D> {
             moves: agent.moves,
             name: &agent.name,
         };
-        let record = Record {
-            head,
-            payload: None,
-        };
-        self.log.append(&record).map_err(refused)?;
+        self.log.append(&head.into()).map_err(refused)?;
         agent.restated = restating.unwrap_or_default();
         Ok(())
     }
@@ -196,10 +196,10 @@ impl<D: Disk> Store<D> {
     fn say_branch(&mut self, at: BranchRef) -> Result<(), Refused> {
         self.say_agent(at.agent)?;
         let restating = self.restating;
-        let Some(agent) = self.tables.agents.get_mut(at.agent.0 as usize) else {
+        if !self.tables.has_agent(at.agent) {
             return Ok(());
-        };
-        let Some(branch) = agent.branch_mut(at.branch) else {
+        }
+        let Some(branch) = self.tables.agent_mut(at.agent).branch_mut(at.branch) else {
             return Ok(());
         };
         if is_fork(at.branch) || restating.is_none_or(|now| branch.restated == now) {
@@ -224,11 +224,7 @@ impl<D: Disk> Store<D> {
             });
         }
         for head in heads.into_iter().flatten() {
-            let record = Record {
-                head,
-                payload: None,
-            };
-            self.log.append(&record).map_err(refused)?;
+            self.log.append(&head.into()).map_err(refused)?;
         }
         branch.restated = restating.unwrap_or_default();
         Ok(())
@@ -236,6 +232,9 @@ impl<D: Disk> Store<D> {
 
     fn say_item(&mut self, agent: AgentNo, item: &Item) -> Result<(), Refused> {
         self.ready(0, false)?;
+        if !self.tables.has_agent(agent) {
+            return Ok(());
+        }
         let known = self.tables.agent(agent);
         match item {
             Item::Agent => self.say_agent(agent),
@@ -270,6 +269,9 @@ impl<D: Disk> Store<D> {
     /// Says the changed key before the first `left`, which it takes one from; whether there was one.
     /// They are taken from the end: what moves into the place of one that is gone was said already.
     fn say_change(&mut self, at: BranchRef, left: &mut usize) -> Result<bool, Refused> {
+        if !self.tables.has_agent(at.agent) {
+            return Ok(false);
+        }
         let Some(branch) = self.tables.agent(at.agent).branch(at.branch) else {
             return Ok(false);
         };
@@ -295,11 +297,7 @@ impl<D: Disk> Store<D> {
                 }
             }
         };
-        let record = Record {
-            head,
-            payload: None,
-        };
-        self.log.append(&record).map_err(refused)?;
+        self.log.append(&head.into()).map_err(refused)?;
         *left = listed;
         Ok(true)
     }
