@@ -347,8 +347,7 @@ fn merges_in_histories_of_any_shape_are_what_the_definition_says() {
                     });
                 }
             }
-            let now = world.keys_of(on);
-            assert_eq!(now, model.made[model.heads[no]].keys, "seed {seed}");
+            assert_eq!(world.keys_of(on), model.made[model.heads[no]].keys);
         }
     }
     assert!(several > 50 && conflicts > 50 && clean > 50);
