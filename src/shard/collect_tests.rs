@@ -40,7 +40,7 @@ impl World {
         states.iter().map(|state| u64::from(state.data_end)).sum()
     }
 
-    fn keys_of(&mut self, on: BranchNo, keys: &[Vec<u8>]) -> Keys {
+    fn read_keys(&mut self, on: BranchNo, keys: &[Vec<u8>]) -> Keys {
         let mut found = Keys::new();
         for key in keys {
             match self.get_on(on, key) {
@@ -188,7 +188,7 @@ impl Model {
                 world.put_on(fork, &key(1), &some_value(random));
                 world.good(Some(fork), &CHECKPOINT);
                 let keys = line.head.clone().unwrap();
-                let rest = world.keys_of(fork, &[key(2)]);
+                let rest = world.read_keys(fork, &[key(2)]);
                 assert_eq!(rest.get(&key(2)), keys.get(&key(2)));
                 world.good(Some(fork), &Call::Discard);
             }
@@ -204,21 +204,21 @@ impl Model {
     fn check(&self, world: &mut World) {
         let keys: Vec<_> = (0..KEYS).map(key).collect();
         for (name, line) in &self.branches {
-            let found = world.keys_of(BranchNo(line.no), &keys);
+            let found = world.read_keys(BranchNo(line.no), &keys);
             assert!(found == line.keys, "branch {name}");
             let ids = world.history(Revision::Branch(name));
             assert_eq!(ids.len(), line.checkpoints, "history of {name}");
             if let Some(oldest) = ids.last() {
                 let from = Revision::Checkpoint(*oldest);
                 let fork = BranchNo(world.info(None, &Call::Fork { from }).no);
-                world.keys_of(fork, &keys);
+                world.read_keys(fork, &keys);
                 world.good(Some(fork), &Call::Discard);
             }
         }
         for (name, wanted) in &self.tags {
             let from = Revision::Tag(name);
             let fork = BranchNo(world.info(None, &Call::Fork { from }).no);
-            let found = world.keys_of(fork, &keys);
+            let found = world.read_keys(fork, &keys);
             assert!(found == *wanted, "tag {name}");
             world.good(Some(fork), &Call::Discard);
         }
