@@ -693,18 +693,6 @@ impl Log {
             })
     }
 
-    /// The number that the next segment gets.
-    #[must_use]
-    pub fn next_segment(&self) -> SegmentNo {
-        self.next_segment
-    }
-
-    /// TEMP
-    pub fn settle(&mut self, _: SegmentNo) {}
-
-    /// TEMP
-    pub fn remove(&mut self, _: &mut impl Disk, _: SegmentNo) -> u64 { 0 }
-
     /// The shard whose log it is.
     #[must_use]
     pub fn shard(&self) -> ShardNo {

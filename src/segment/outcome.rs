@@ -99,14 +99,6 @@ pub struct SegmentState {
     pub dead_bytes: u64,
 }
 
-impl SegmentState {
-    /// TEMP
-    #[must_use]
-    pub fn live_bytes(&self) -> u64 {
-        self.record_bytes - self.dead_bytes
-    }
-}
-
 /// Sums over all segments.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct LogTotals {

@@ -95,7 +95,6 @@ impl Move {
         if given <= moved.min(MOVED_BYTES_MAX) + restated_bytes {
             segments.clear();
         }
-        segments.clear(); // TEMP
         segments.sort_unstable();
         Self {
             segments,
