@@ -32,6 +32,7 @@ pub mod log;
 pub mod outcome;
 mod record;
 mod recover;
+pub mod segments;
 pub mod start;
 
 #[cfg(test)]
@@ -44,7 +45,8 @@ pub use evidence::Cut;
 pub use files::{Directory, FilesError, SegmentFile, SegmentFiles};
 pub use format::{HEAD_BYTES_MAX, LogId, PART_BYTES_MAX};
 pub use log::Log;
-pub use outcome::{Appended, LogError, LogEvent, LogTotals, NotReady, Read, SegmentState};
+pub use outcome::{Appended, LogError, LogEvent, NotReady, Read};
 pub use record::{Head, ObjectKind, Record};
 pub use recover::{RecoverError, RecoverReport, Recovered, RecoveredRecord, recover};
+pub use segments::{LogTotals, SegmentState, moved_bytes};
 pub use start::{LogConfig, LogStart};

@@ -29,8 +29,8 @@ use super::footer::{Footer, TRAILER_BYTES, Trailer};
 use super::format::{Decoded, Invalid, LogId, RECORD_BYTES_MAX, SEGMENT_HEADER_BYTES, decode};
 use super::header::SegmentHeader;
 use super::headers::read_headers;
-use super::outcome::SegmentState;
 use super::record::Head;
+use super::segments::{SegmentState, moved_bytes};
 use super::start::LogStart;
 use super::{Location, Sequence};
 
@@ -265,6 +265,7 @@ pub fn recover<F: SegmentFiles + ?Sized>(
             last_checksum: kept.last_checksum,
             settled: kept.settled,
             segments: kept.segments,
+            dropped: Vec::new(),
         },
     })
 }
@@ -303,6 +304,7 @@ struct Position {
     offset: u64,
     next: Sequence,
     take: u32,
+    object_bytes: u64,
 }
 
 impl Position {
@@ -313,6 +315,7 @@ impl Position {
             offset: SEGMENT_HEADER_BYTES as u64,
             next: header.first,
             take: header.take,
+            object_bytes: 0,
         }
     }
 
@@ -365,6 +368,7 @@ impl Position {
         self.offset += u64::from(record.record_bytes);
         self.next = Sequence(self.next.0 + 1);
         self.take = record.take;
+        self.object_bytes += record.payload_bytes.map_or(0, moved_bytes);
         self.checksum = record.checksum;
     }
 
@@ -375,7 +379,10 @@ impl Position {
             last: Sequence(self.next.0 - 1),
             data_end: self.offset as u32,
             record_bytes: self.offset - SEGMENT_HEADER_BYTES as u64,
+            object_bytes: self.object_bytes,
             dead_bytes: 0,
+            sealed: true,
+            dropped: None,
         }
     }
 }

@@ -10,7 +10,7 @@
 
 use crate::id::{AgentNo, BranchNo, ObjectId, SegmentNo};
 use crate::segment::index::ObjectNo;
-use crate::segment::{Head, Location, ObjectKind, RecoveredRecord};
+use crate::segment::{Head, Location, ObjectKind, RecoveredRecord, moved_bytes};
 use crate::shard::agent::{Agent, BranchRef, Tag, is_fork, named};
 use crate::shard::tables::{Child, Freed, Tables, TablesError};
 use crate::state::chunks;
@@ -305,7 +305,7 @@ impl Tables {
         let mut freed = Freed::new();
         self.release(no, &mut freed);
         for (_, at) in freed {
-            *self.dead.entry(at.segment).or_default() += u64::from(at.bytes);
+            *self.dead.entry(at.segment).or_default() += moved_bytes(at.bytes);
         }
     }
 
@@ -324,7 +324,7 @@ impl Tables {
                 if let Some(at) = payload {
                     let before = self.objects.relocate(no, at);
                     self.garbage_bytes += u64::from(before.bytes);
-                    *self.dead.entry(before.segment).or_default() += u64::from(before.bytes);
+                    *self.dead.entry(before.segment).or_default() += moved_bytes(before.bytes);
                     if let Some(unread) = self.unread.get_mut(&no.0) {
                         *unread = at;
                     }

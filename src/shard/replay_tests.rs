@@ -112,6 +112,7 @@ fn numbers_of_agents_may_have_gaps_but_no_more_than_there_were_records() {
     replay.says(Head::Dropped {
         first: SegmentNo(1),
         last: SegmentNo(1),
+        from: Sequence(1),
     });
     replay.sequence = 10;
     replay.says(agent(7, b"seven"));

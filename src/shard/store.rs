@@ -21,7 +21,7 @@ use crate::id::{AgentNo, ObjectId};
 use crate::segment::index::{NOT_CACHED, ObjectNo};
 use crate::segment::{
     Appended, Disk, DiskError, HEAD_BYTES_MAX, Head, IoReply, Location, Log, LogError, LogEvent,
-    NotReady, ObjectKind, Read, Record, Sequence,
+    NotReady, ObjectKind, Read, Record, Sequence, moved_bytes,
 };
 use crate::shard::agent::{BranchRef, named};
 use crate::shard::collect::{BEFORE_BYTES, Restated};
@@ -595,7 +595,19 @@ impl<D: Disk> Store<D> {
 
     /// Lets the log act on an answer of the I/O core.
     pub fn on_reply(&mut self, reply: IoReply) -> LogEvent {
-        self.log.on_reply(reply)
+        let event = self.log.on_reply(reply);
+        if let LogEvent::Removed {
+            segment,
+            result: Err(error),
+        } = &event
+        {
+            let shard = self.log.shard().0;
+            tracing::warn!(
+                shard, segment = segment.0, %error,
+                "a segment in which nothing is needed was not removed: the next start tries again"
+            );
+        }
+        event
     }
 
     /// Measures the memory of the indexes again: too slow for every write, cheap now and then.
@@ -665,7 +677,7 @@ impl<D: Disk> Store<D> {
     fn forget_freed(&mut self) {
         while let Some((no, at)) = self.freed.pop() {
             self.forget_cached(no);
-            self.log.garbage(at.segment, u64::from(at.bytes));
+            self.log.garbage(at.segment, moved_bytes(at.bytes));
         }
     }
 
