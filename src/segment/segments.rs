@@ -163,7 +163,7 @@ impl Segments {
         let ends = there.clone().map(|(segment, _)| segment).chain([end]);
         let starts = [(SegmentNo(0), Sequence(0))].into_iter().chain(there);
         starts.zip(ends).filter_map(|((before, last), next)| {
-            let range = (SegmentNo(before.0 + 1), SegmentNo(next.0 - 1));
+            let range = (SegmentNo(before.0 + 1), SegmentNo(next.0.saturating_sub(1)));
             (range.0 <= range.1).then_some(Head::Dropped {
                 first: range.0,
                 last: range.1,

@@ -53,8 +53,7 @@ impl Tables {
                 let before = self.set_key(at, key, None);
                 self.drop_value(before);
             }
-            Head::Dropped { first, last } => self.note_dropped(first, last),
-            Head::Synced { .. } => {}
+            Head::Synced { .. } | Head::Dropped { .. } => {}
             _ => self.apply_to_agent(sequence, &record.head)?,
         }
         Ok(())

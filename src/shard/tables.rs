@@ -91,8 +91,6 @@ pub struct Tables {
     pub objects: ObjectIndex,
     /// What each node over chunks holds, in order, a reference each.
     pub chunks: HashMap<u32, Box<[Child]>>,
-    /// Segments that are gone, as ranges in order: first and last.
-    pub dropped: Vec<(SegmentNo, SegmentNo)>,
     /// Keys of all agents.
     pub keys: u64,
     /// Stored bytes of all objects.
@@ -149,17 +147,6 @@ impl Tables {
             let touched = std::mem::take(&mut agent.as_deref_mut()?.touched);
             (touched || all).then_some(no)
         })
-    }
-
-    /// Notes that segments are gone: these, and all in between.
-    pub fn note_dropped(&mut self, first: SegmentNo, last: SegmentNo) {
-        let next = |no: SegmentNo| SegmentNo(no.0.saturating_add(1));
-        let at = self.dropped.partition_point(|range| next(range.1) < first);
-        let end = self.dropped.partition_point(|range| range.0 <= next(last));
-        let joined = &self.dropped[at..end];
-        let from = joined.first().map_or(first, |range| range.0.min(first));
-        let to = joined.last().map_or(last, |range| range.1.max(last));
-        self.dropped.splice(at..end, [(from, to)]);
     }
 
     /// Whether there is an agent of this number.

@@ -26,11 +26,10 @@ mod sweep;
 
 use crate::id::SegmentNo;
 use crate::segment::index::ObjectNo;
-use crate::segment::format::{RECORD_HEADER_BYTES, align};
-use crate::segment::{Disk, DiskError, Head, IoRequest, Sequence};
+use crate::segment::{Disk, DiskError, IoRequest, Sequence};
 use crate::shard::Shard;
 use crate::shard::control::Answer;
-use crate::shard::store::Refused;
+use crate::shard::store::{Refused, refused};
 use mark::Marker;
 use reader::Reader;
 use restate::Restate;
@@ -116,6 +115,8 @@ pub struct Collector {
     /// What the I/O core reads for it, by its ticket.
     reading: Option<(u64, ObjectNo)>,
     moving: Move,
+    /// Of the segments that are emptied, so many are said to be gone.
+    dropped: usize,
     /// Segments below this one are told to say nothing any more.
     settled: SegmentNo,
     so_far: Collected,
@@ -284,8 +285,8 @@ impl<D: Disk> Shard<D> {
                     return Ok(false);
                 }
                 // The header of the segment that comes next says it.
-                store.log.settle(collector.settled);
-                store.log.end_segment(&mut store.disk);
+                store.log.settle(&mut store.disk, collector.settled);
+                collector.dropped = 0;
                 Phase::Say
             }
             Phase::Say => {
@@ -348,11 +349,14 @@ impl<D: Disk> Shard<D> {
     /// Has the log say that the emptied segments are gone.
     fn say_dropped(&mut self) -> Result<(), Refused> {
         let (store, collector) = (&mut self.store, &mut self.collector);
-        let ranges = ranges(collector.moving.segments());
-        store.ready(ranges.len() * align(RECORD_HEADER_BYTES), false)?;
-        for (first, last) in ranges {
-            store.append(&Head::Dropped { first, last }.into())?;
-            store.tables.note_dropped(first, last);
+        while let Some(&segment) = collector.moving.segments().get(collector.dropped) {
+            // The footers of those before it may still be on their way.
+            if !store.log.can_drop(segment) {
+                return Err(Refused::Wait);
+            }
+            store.ready(0, false)?;
+            store.log.drop_segment(segment).map_err(refused)?;
+            collector.dropped += 1;
         }
         self.flush_collection()
     }
@@ -360,8 +364,11 @@ impl<D: Disk> Shard<D> {
     fn remove_segments(&mut self) {
         let (store, collector) = (&mut self.store, &mut self.collector);
         for &segment in collector.moving.segments() {
-            collector.so_far.bytes += store.log.remove(&mut store.disk, segment);
+            let states = store.log.segments();
+            let state = states.iter().find(|state| state.segment == segment);
+            collector.so_far.bytes += state.map_or(0, |state| u64::from(state.data_end));
             collector.so_far.segments += 1;
+            store.log.remove(&mut store.disk, segment);
         }
     }
 
@@ -440,12 +447,4 @@ impl<D: Disk> Shard<D> {
             .collect_blocked
             .set(u64::from(end == CollectEnd::Damaged));
     }
-}
-
-/// Numbers that follow one another, as ranges: first and last.
-fn ranges(segments: &[SegmentNo]) -> Vec<(SegmentNo, SegmentNo)> {
-    let follows = |a: &SegmentNo, b: &SegmentNo| b.0 == a.0 + 1;
-    let runs = segments.chunk_by(follows);
-    runs.filter_map(|run| Some((*run.first()?, *run.last()?)))
-        .collect()
 }

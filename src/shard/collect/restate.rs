@@ -47,8 +47,8 @@ pub struct Restate {
     agent: AgentNo,
     /// Of this agent, from the last one.
     items: Vec<Item>,
-    /// Ranges of segments that are gone, from the last one.
-    dropped: usize,
+    /// Of segments that are gone, from the last one.
+    gaps: Vec<Head<'static>>,
 }
 
 impl Restate {
@@ -61,10 +61,9 @@ impl Restate {
             return Err(Refused::NoSpace);
         }
         for _ in 0..RECORDS_PER_TURN {
-            if let Some(before) = self.dropped.checked_sub(1) {
-                let (first, last) = store.tables.dropped[before];
-                store.say(Head::Dropped { first, last })?;
-                self.dropped = before;
+            if let Some(&gap) = self.gaps.last() {
+                store.say(gap)?;
+                self.gaps.pop();
                 continue;
             }
             let Some(item) = self.items.last_mut() else {
@@ -117,7 +116,7 @@ impl<D: Disk> Store<D> {
         self.last_restated += 1;
         self.restating = Some(self.last_restated);
         Restate {
-            dropped: self.tables.dropped.len(),
+            gaps: self.log.gaps().collect(),
             ..Restate::default()
         }
     }

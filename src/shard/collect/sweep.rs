@@ -8,7 +8,7 @@
 
 use crate::id::{ObjectId, SegmentNo};
 use crate::segment::index::ObjectNo;
-use crate::segment::{Disk, Head, Location, Record, SegmentState};
+use crate::segment::{Disk, Head, Location, Record, SegmentState, moved_bytes};
 use crate::shard::collect::reader::Reader;
 use crate::shard::store::{Refused, Store};
 
@@ -80,7 +80,8 @@ impl Move {
     /// what is written for it, `restated_bytes` of records beside what is moved.
     pub fn choose(states: &[SegmentState], restated_bytes: u64) -> Self {
         let worth = |state: &&SegmentState| {
-            state.live_bytes().saturating_mul(LIVE_SHARE) <= u64::from(state.data_end)
+            let live = state.live_bytes().saturating_mul(LIVE_SHARE);
+            state.dropped.is_none() && live <= u64::from(state.data_end)
         };
         let mut found: Vec<_> = states.iter().filter(worth).collect();
         found.sort_by_key(|state| state.live_bytes());
@@ -158,9 +159,9 @@ impl Move {
             if object.is_needed() && object.id == id && object.at == from {
                 store.tables.objects.relocate(no, to);
                 store.tables.objects.set_logged(no, true);
-                store.log.garbage(from.segment, u64::from(from.bytes));
+                store.log.garbage(from.segment, moved_bytes(from.bytes));
             } else {
-                store.log.garbage(to.segment, u64::from(to.bytes));
+                store.log.garbage(to.segment, moved_bytes(to.bytes));
             }
         }
     }
