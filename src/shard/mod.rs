@@ -71,7 +71,7 @@ use crate::id::ShardNo;
 use crate::mesh::Port;
 use crate::metrics::{ShardCounters, thread_allocations};
 use crate::segment::index::ObjectNo;
-use crate::segment::{Disk, IoReply, Sequence};
+use crate::segment::{Disk, IoReply, LogEvent, Sequence};
 use agent::BranchRef;
 use collect::Collector;
 use fills::{FILLS_PER_TURN, Fill};
@@ -645,7 +645,9 @@ impl<D: Disk> Shard<D> {
                 }
                 continue;
             }
-            self.store.on_reply(reply);
+            if let LogEvent::Removed { result, .. } = self.store.on_reply(reply) {
+                self.removed_by_collection(result.is_ok());
+            }
             self.settle_power();
         }
         worked

@@ -104,6 +104,8 @@ enum Phase {
     Drop(Sequence),
     /// Reads that began before have to end: those with tickets up to this one.
     Remove(u64),
+    /// So many files are still to go.
+    Removing(usize),
 }
 
 /// The collections of a shard.
@@ -145,7 +147,7 @@ impl Collector {
     pub fn has_work(&self, now: u64) -> bool {
         let at_work = match self.phase {
             Phase::Idle => !self.asked.is_empty(),
-            Phase::Settle(_) | Phase::Drop(_) | Phase::Remove(_) => false,
+            Phase::Settle(_) | Phase::Drop(_) | Phase::Remove(_) | Phase::Removing(_) => false,
             _ => self.reading.is_none(),
         };
         at_work && now >= self.retry_at
@@ -304,11 +306,14 @@ impl<D: Disk> Shard<D> {
                 if self.pending.is_reading_upto(*ticket) {
                     return Ok(false);
                 }
-                self.remove_segments();
+                Phase::Removing(self.remove_segments())
+            }
+            Phase::Removing(0) => {
                 *phase = Phase::Idle;
                 self.end_collection(CollectEnd::Done);
                 return Ok(true);
             }
+            Phase::Removing(_) => return Ok(false),
         };
         *phase = next;
         Ok(true)
@@ -361,14 +366,23 @@ impl<D: Disk> Shard<D> {
         self.flush_collection()
     }
 
-    fn remove_segments(&mut self) {
+    /// Has the files removed; how many.
+    fn remove_segments(&mut self) -> usize {
         let (store, collector) = (&mut self.store, &mut self.collector);
         for &segment in collector.moving.segments() {
             let states = store.log.segments();
             let state = states.iter().find(|state| state.segment == segment);
             collector.so_far.bytes += state.map_or(0, |state| u64::from(state.data_end));
-            collector.so_far.segments += 1;
             store.log.remove(&mut store.disk, segment);
+        }
+        collector.moving.segments().len()
+    }
+
+    /// A file is gone, or stays until the next start.
+    pub(super) fn removed_by_collection(&mut self, good: bool) {
+        if let Phase::Removing(left) = &mut self.collector.phase {
+            *left -= 1;
+            self.collector.so_far.segments += u64::from(good);
         }
     }
 
