@@ -101,8 +101,10 @@ pub enum ClientError {
         /// The error number of the operating system; 0 if unknown.
         errno: i32,
     },
-    /// The runtime takes no writes any more.
-    #[error("the runtime is read-only since a disk error; see its log, cure it, restart it")]
+    /// The runtime takes no writes: it was opened to be read only, or a disk error ended them.
+    #[error(
+        "the runtime is read-only; if it was not opened so, a disk error made it: see its log, cure it, restart it"
+    )]
     ReadOnly,
     /// Parts of a large value did not follow each other.
     #[error("a part of a large value came out of order; byte {expected} was due: start again")]

@@ -43,4 +43,4 @@ pub use format::{HEAD_BYTES_MAX, LogId, PART_BYTES_MAX};
 pub use log::{Log, LogConfig, LogStart};
 pub use outcome::{Appended, LogError, LogEvent, LogTotals, NotReady, Read, SegmentState};
 pub use record::{Head, ObjectKind, Record};
-pub use recover::{RecoverError, RecoverReport, Recovered, RecoveredRecord, recover};
+pub use recover::{RecoverError, RecoverReport, Recovered, RecoveredRecord, read_only, recover};

@@ -220,23 +220,7 @@ pub fn recover<F: SegmentFiles + ?Sized>(
     visit: &mut dyn FnMut(&RecoveredRecord<'_>),
 ) -> Result<Recovered, RecoverError> {
     let found = read_headers(files, shard)?;
-    let log_id = found.iter().find_map(|found| found.header);
-    let mut walk = Walk {
-        files,
-        visit,
-        found: &found,
-        log_id: log_id.map(|header| header.log_id),
-        proven: None,
-        chunk: Chunk {
-            bytes: vec![0; CHUNK_BYTES + RECORD_BYTES_MAX],
-            ..Chunk::default()
-        },
-        look: vec![0; LOOK_BYTES],
-        heads: Vec::new(),
-        report: RecoverReport::default(),
-        set_aside: Vec::new(),
-        damaged: Vec::new(),
-    };
+    let mut walk = Walk::over(files, visit, &found);
     let kept = walk.segments()?;
     let count = kept.segments.len();
     let tail = kept.segments.last().copied();
@@ -251,22 +235,23 @@ pub fn recover<F: SegmentFiles + ?Sized>(
     for unsealed in &kept.unsealed {
         walk.seal(unsealed)?;
     }
-    Ok(Recovered {
-        log_id: walk.log_id.filter(|_| count > 0),
-        report: RecoverReport {
-            segments: count as u32,
-            ..walk.report
-        },
-        cut,
-        set_aside: walk.set_aside,
-        damaged: walk.damaged,
-        start: LogStart {
-            next_segment: SegmentNo(tail.map_or(0, |tail| tail.segment.0) + 1),
-            last: kept.last,
-            last_checksum: kept.last_checksum,
-            segments: kept.segments,
-        },
-    })
+    Ok(walk.recovered(kept, cut))
+}
+
+/// As [`recover`], for whoever only looks: the same records, and nothing on disk is changed. A
+/// [`super::Log`] that goes on at what it returns must be frozen.
+///
+/// # Errors
+/// [`RecoverError`].
+pub fn read_only<F: SegmentFiles + ?Sized>(
+    files: &mut F,
+    shard: ShardNo,
+    visit: &mut dyn FnMut(&RecoveredRecord<'_>),
+) -> Result<Recovered, RecoverError> {
+    let found = read_headers(files, shard)?;
+    let mut walk = Walk::over(files, visit, &found);
+    let kept = walk.segments()?;
+    Ok(walk.recovered(kept, None))
 }
 
 /// A kept segment without a valid footer, and the footer it gets.
@@ -408,6 +393,53 @@ struct Scanned {
     at: Position,
     footer: Footer,
     damaged: bool,
+}
+
+impl<'a, F: SegmentFiles + ?Sized> Walk<'a, F> {
+    fn over(
+        files: &'a mut F,
+        visit: &'a mut dyn FnMut(&RecoveredRecord<'_>),
+        found: &'a [Found],
+    ) -> Self {
+        let log_id = found.iter().find_map(|found| found.header);
+        Self {
+            files,
+            visit,
+            found,
+            log_id: log_id.map(|header| header.log_id),
+            proven: None,
+            chunk: Chunk {
+                bytes: vec![0; CHUNK_BYTES + RECORD_BYTES_MAX],
+                ..Chunk::default()
+            },
+            look: vec![0; LOOK_BYTES],
+            heads: Vec::new(),
+            report: RecoverReport::default(),
+            set_aside: Vec::new(),
+            damaged: Vec::new(),
+        }
+    }
+
+    fn recovered(self, kept: Kept, cut: Option<Cut>) -> Recovered {
+        let count = kept.segments.len();
+        let tail = kept.segments.last().map_or(0, |tail| tail.segment.0);
+        Recovered {
+            log_id: self.log_id.filter(|_| count > 0),
+            report: RecoverReport {
+                segments: count as u32,
+                ..self.report
+            },
+            cut,
+            set_aside: self.set_aside,
+            damaged: self.damaged,
+            start: LogStart {
+                next_segment: SegmentNo(tail + 1),
+                last: kept.last,
+                last_checksum: kept.last_checksum,
+                segments: kept.segments,
+            },
+        }
+    }
 }
 
 impl<F: SegmentFiles + ?Sized> Walk<'_, F> {
