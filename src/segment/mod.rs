@@ -19,6 +19,7 @@
 //! - recovery yields a prefix of what was appended, and at least what [`Log::synced`] said; if bytes
 //!   were damaged since, it says so.
 
+mod chunk;
 pub mod disk;
 pub mod evidence;
 pub mod files;

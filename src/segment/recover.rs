@@ -23,11 +23,12 @@ use std::path::PathBuf;
 
 use crate::id::{SegmentNo, ShardNo};
 
+use super::chunk::Chunk;
 use super::evidence::{Cut, Found, LOOK_BYTES, not_zero, proven, trailer_of};
 use super::files::{FilesError, SegmentFile, SegmentFiles};
 use super::footer::{Footer, TRAILER_BYTES, Trailer};
 use super::format::{
-    Decoded, Invalid, LogId, RECORD_BYTES_MAX, SEGMENT_HEADER_BYTES, SegmentHeader, decode,
+    Decoded, Invalid, LogId, SEGMENT_HEADER_BYTES, SegmentHeader, decode,
 };
 use super::headers::read_headers;
 use super::log::LogStart;
@@ -35,8 +36,6 @@ use super::outcome::SegmentState;
 use super::record::Head;
 use super::{Location, Sequence};
 
-/// Bytes read at a time.
-const CHUNK_BYTES: usize = 1 << 20;
 /// Damaged payloads that are named one by one.
 const DAMAGED_NAMED_MAX: usize = 16;
 
@@ -408,10 +407,7 @@ impl<'a, F: SegmentFiles + ?Sized> Walk<'a, F> {
             found,
             log_id: log_id.map(|header| header.log_id),
             proven: None,
-            chunk: Chunk {
-                bytes: vec![0; CHUNK_BYTES + RECORD_BYTES_MAX],
-                ..Chunk::default()
-            },
+            chunk: Chunk::new(),
             look: vec![0; LOOK_BYTES],
             heads: Vec::new(),
             report: RecoverReport::default(),
@@ -583,7 +579,7 @@ impl<F: SegmentFiles + ?Sized> Walk<'_, F> {
         let mut footer = Footer::default();
         let before = self.report.damaged;
         let end = file.bytes.min(u32::MAX.into());
-        let mut chunk = std::mem::take(&mut self.chunk);
+        let mut chunk = std::mem::replace(&mut self.chunk, Chunk::empty());
         chunk.forget();
         loop {
             let bytes = chunk.window(self.files, file.segment, at.offset)?;
@@ -726,47 +722,5 @@ impl<F: SegmentFiles + ?Sized> Walk<'_, F> {
             self.files.truncate(segment, end)?;
         }
         Ok(())
-    }
-}
-
-/// A stretch of a file, read ahead.
-#[derive(Default)]
-struct Chunk {
-    bytes: Vec<u8>,
-    /// Offset of the first byte in the file.
-    start: u64,
-    /// Bytes that were read.
-    len: usize,
-    read_bytes: u64,
-}
-
-impl Chunk {
-    fn forget(&mut self) {
-        (self.start, self.len, self.read_bytes) = (0, 0, 0);
-    }
-
-    fn read_bytes(&self) -> u64 {
-        self.read_bytes
-    }
-
-    /// The bytes at `offset`, which never goes back: at least [`RECORD_BYTES_MAX`] of them, less
-    /// only at the end of the file.
-    fn window<F: SegmentFiles + ?Sized>(
-        &mut self,
-        files: &mut F,
-        segment: SegmentNo,
-        offset: u64,
-    ) -> Result<&[u8], FilesError> {
-        let mut skip = (offset - self.start) as usize;
-        let ended = self.len > 0 && self.len < self.bytes.len();
-        if !ended && (self.len == 0 || self.len - skip < RECORD_BYTES_MAX) {
-            let kept = self.len.saturating_sub(skip);
-            self.bytes.copy_within(self.len - kept..self.len, 0);
-            let at = offset + kept as u64;
-            let got = files.read_at(segment, at, &mut self.bytes[kept..])?;
-            self.read_bytes += got as u64;
-            (self.start, self.len, skip) = (offset, kept + got, 0);
-        }
-        Ok(&self.bytes[skip..self.len])
     }
 }
