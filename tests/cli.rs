@@ -490,3 +490,276 @@ fn a_reader_that_has_seen_enough_is_no_error() {
     let ran = Ran::of(child.wait_with_output().unwrap());
     assert_eq!((ran.code, &*ran.err), (0, ""));
 }
+
+/// The ids of an agent's history, and what its branches and tags point at.
+fn shape(place: &[&str], agent: &str) -> Vec<serde_json::Value> {
+    let lists: [&[&str]; 4] = [
+        &["log", agent, "main", "--json"],
+        &["log", agent, "try", "--json"],
+        &["branch", "list", agent, "--json"],
+        &["tag", "list", agent, "--json"],
+    ];
+    let mut all = Vec::new();
+    for args in lists {
+        for mut object in objects(&run(place, args).good()) {
+            // Not exported.
+            object["changes"] = 0.into();
+            all.push(object);
+        }
+    }
+    all
+}
+
+/// Two servers, and what the command line calls them.
+struct Two {
+    dir: tempfile::TempDir,
+    servers: [Served; 2],
+    sockets: [String; 2],
+}
+
+impl Two {
+    fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let servers = ["one", "two"].map(|name| {
+            let dir = dir.path().join(name);
+            std::fs::create_dir(&dir).unwrap();
+            Served::start(&dir, "io = \"threads\"\nshards = 2")
+        });
+        let sockets = [0, 1].map(|no| servers[no].socket().to_str().unwrap().to_owned());
+        Self {
+            dir,
+            servers,
+            sockets,
+        }
+    }
+
+    fn place(&self, no: usize) -> [&str; 2] {
+        ["--socket", &self.sockets[no]]
+    }
+
+    fn file(&self, name: &str) -> String {
+        self.dir.path().join(name).to_str().unwrap().to_owned()
+    }
+}
+
+#[test]
+fn an_agent_goes_from_one_server_to_another_in_a_file() {
+    let two = Two::start();
+    let mut lane = attach(&two.servers[0].session(), "planner");
+    let [first, second, third] = populate(&mut lane);
+    checkpoint(&mut lane);
+    lane.merge(
+        at(&third),
+        &[(b"", helios::client::Policy::Ours)],
+        &NewCheckpoint::default(),
+    )
+    .unwrap();
+    lane.put(b"empty", b"").unwrap();
+    lane.put(b"huge", &Random(9).bytes(3_000_000)).unwrap();
+    let merged = checkpoint(&mut lane);
+    lane.restore(at(&first), false).unwrap();
+    let back = checkpoint(&mut lane);
+    lane.branch("nothing", Revision::Empty).unwrap();
+    lane.put(b"unsaved", b"and not exported").unwrap();
+
+    let file = two.file("planner.helios");
+    let exported = run(&two.place(0), &["export", "planner", &file, "--json"]).good();
+    let exported = &objects(&exported)[0];
+    assert_eq!(
+        (&exported["checkpoints"], &exported["branches"]),
+        (&7.into(), &3.into())
+    );
+    assert_eq!(exported["unsaved"][0][1], 1);
+    let there = run(&two.place(0), &["export", "planner", &file]).bad(1);
+    assert!(there.contains("--force"), "{there}");
+    let told = run(&two.place(0), &["export", "planner", &file, "--force"]);
+    assert!(
+        told.err
+            .contains("1 changed key in no checkpoint: not exported"),
+        "{}",
+        told.err
+    );
+    run(&[], &["import", &file, "--check"]).good();
+
+    let imported = run(&two.place(1), &["import", &file, "--json"]).good();
+    assert_eq!(objects(&imported)[0]["known"], 0);
+    assert_eq!(
+        shape(&two.place(1), "planner"),
+        shape(&two.place(0), "planner")
+    );
+    let mut other = attach(&two.servers[1].session(), "planner");
+    assert_eq!(other.describe().unwrap().head, Some(back));
+    for id in [&first, &second, &third, &merged] {
+        let (here, there) = (
+            other.fork(at(id)).unwrap().no,
+            lane.fork(at(id)).unwrap().no,
+        );
+        let mut after = Vec::new();
+        loop {
+            let page = other.on(here).scan(b"", &after, 0).unwrap();
+            for key in &page.keys {
+                let found = value_of(&mut other.on(here), &key.key).unwrap();
+                assert!(found.is_some(), "{}", key.key.escape_ascii());
+                assert_eq!(found, value_of(&mut lane.on(there), &key.key).unwrap());
+            }
+            match page.keys.last() {
+                Some(last) if page.more => after = last.key.clone(),
+                _ => break,
+            }
+        }
+    }
+    // Again: nothing to do. Then the histories part, and a third import is refused.
+    let again = run(&two.place(1), &["import", &file, "--json"]).good();
+    assert_eq!(objects(&again)[0]["known"], 7);
+    other.put(b"new", b"here").unwrap();
+    let new = other.checkpoint(&NewCheckpoint::default()).unwrap();
+    assert_eq!(new.parents, [back]);
+    let refused = run(&two.place(1), &["import", &file]).bad(1);
+    assert!(
+        refused.contains("has a branch \"main\" with something else"),
+        "{refused}"
+    );
+    assert_eq!(other.describe().unwrap().head, Some(new.id));
+}
+
+/// A checkpoint's sequence.
+fn sequence(lane: &mut Lane, id: &ObjectId) -> u64 {
+    lane.log(at(id), 1).unwrap().entries[0].sequence
+}
+
+#[test]
+fn checkpoints_behind_imported_ones_come_after_them() {
+    let two = Two::start();
+    let mut lane = attach(&two.servers[0].session(), "planner");
+    for no in 0..200 {
+        lane.put(format!("{no}").as_bytes(), b"something in the log")
+            .unwrap();
+    }
+    let far = checkpoint(&mut lane);
+    let file = two.file("planner.helios");
+    run(&two.place(0), &["export", "planner", &file]).good();
+    run(&two.place(1), &["import", &file]).good();
+    let mut other = attach(&two.servers[1].session(), "planner");
+    let imported = sequence(&mut other, &far);
+    // Lower numbers of its own log would let it come before its parent in a walk.
+    other.branch("try", Revision::Head).unwrap();
+    let mut last = imported;
+    for no in 0..3 {
+        other.put(b"n", &[no]).unwrap();
+        let made = checkpoint(&mut other);
+        let sequence = sequence(&mut other, &made);
+        assert!(sequence > last, "{sequence} follows {last}");
+        last = sequence;
+    }
+    other.switch("try").unwrap();
+    other.put(b"m", b"of try").unwrap();
+    let made = checkpoint(&mut other);
+    assert!(sequence(&mut other, &made) > imported);
+    other
+        .merge(Revision::Branch("main"), &[], &NewCheckpoint::default())
+        .unwrap();
+    let log = other.log(Revision::Head, 0).unwrap();
+    let sequences: Vec<_> = log.entries.iter().map(|entry| entry.sequence).collect();
+    assert!(sequences.is_sorted_by(|a, b| a > b), "{sequences:?}");
+    assert_eq!((log.entries.len(), log.entries[5].id), (6, far));
+}
+
+#[test]
+fn a_file_that_is_damaged_cut_or_forged_changes_nothing() {
+    let two = Two::start();
+    populate(&mut attach(&two.servers[0].session(), "planner"));
+    let file = two.file("planner.helios");
+    run(&two.place(0), &["export", "planner", &file]).good();
+    let whole = std::fs::read(&file).unwrap();
+    let damaged = two.file("damaged.helios");
+    let mut random = Random(3);
+    for round in 0..12 {
+        let mut bytes = whole.clone();
+        let at = random.below(bytes.len() as u64) as usize;
+        if round % 2 == 0 {
+            bytes[at] ^= 1 << random.below(8);
+        } else {
+            bytes.truncate(at);
+        }
+        std::fs::write(&damaged, &bytes).unwrap();
+        let error = run(&two.place(1), &["import", &damaged]).bad(1);
+        let said =
+            error.contains("at byte") || error.contains("no export") || error.contains("version");
+        assert!(said, "{at}: {error}");
+    }
+    // Nobody has heard of the agent.
+    run(&two.place(1), &["log", "planner"]).bad(1);
+    let foreign = run(&two.place(1), &["import", env!("CARGO_MANIFEST_PATH")]).bad(1);
+    assert!(foreign.contains("is no export"), "{foreign}");
+    let missing = run(&two.place(1), &["import", "/nowhere/file"]).bad(1);
+    assert!(missing.contains("/nowhere/file"), "{missing}");
+}
+
+#[test]
+fn a_checkpoint_is_made_again_only_of_the_state_that_it_names() {
+    let dir = tempfile::tempdir().unwrap();
+    let runtime = Runtime::start(config(dir.path())).unwrap();
+    let mut lane = runtime.agent("planner").unwrap();
+    let [first, second, _] = populate(&mut lane);
+    let entry = |lane: &mut Lane, id: &ObjectId| lane.log(at(id), 1).unwrap().entries.remove(0);
+    let entry_of_first = entry(&mut lane, &first);
+    let bytes = entry_of_first.to_bytes().unwrap();
+    assert_eq!(ObjectId::of_checkpoint(&bytes), first);
+    // The state of the second is not that of the first.
+    let fork = lane.fork(at(&second)).unwrap().no;
+    let wrong = lane.on(fork).checkpoint_as(&bytes).unwrap_err();
+    assert!(matches!(wrong, ClientError::WrongState), "{wrong:?}");
+    let nonsense = lane.on(fork).checkpoint_as(b"nonsense").unwrap_err();
+    assert!(matches!(nonsense, ClientError::WrongState), "{nonsense:?}");
+    let on_branch = lane.checkpoint_as(&bytes).unwrap_err();
+    assert!(
+        matches!(on_branch, ClientError::NoSuchBranch),
+        "{on_branch:?}"
+    );
+    // A child that claims to be older than its parent would turn histories around.
+    let fork = lane.fork(at(&first)).unwrap().no;
+    let mut turned = entry_of_first.clone();
+    turned.parents = vec![second];
+    turned.sequence = 1;
+    let forged = reencoded(&turned);
+    let older = lane.on(fork).checkpoint_as(&forged).unwrap_err();
+    assert!(matches!(older, ClientError::WrongState), "{older:?}");
+    let mut miscounted = entry_of_first.clone();
+    miscounted.keys += 1;
+    let keys = lane
+        .on(fork)
+        .checkpoint_as(&reencoded(&miscounted))
+        .unwrap_err();
+    assert!(matches!(keys, ClientError::WrongState), "{keys:?}");
+    let mut far = entry_of_first.clone();
+    far.sequence = u64::MAX;
+    let far = lane.on(fork).checkpoint_as(&reencoded(&far)).unwrap_err();
+    assert!(matches!(far, ClientError::WrongState), "{far:?}");
+    // The fork is still good for the real one.
+    let made = lane.on(fork).checkpoint_as(&bytes).unwrap();
+    assert_eq!((made.id, made.new_objects), (first, 0));
+    lane.on(fork).put(b"more", b"of it").unwrap();
+    let next = lane.on(fork).checkpoint(&NewCheckpoint::default()).unwrap();
+    assert_eq!(next.parents, [first]);
+}
+
+/// The bytes of a checkpoint that nobody made.
+fn reencoded(entry: &helios::client::LogEntry) -> Vec<u8> {
+    let mut entry = entry.clone();
+    let mut bytes = Vec::new();
+    helios::state::checkpoint::encode(
+        &helios::state::checkpoint::NewCheckpoint {
+            tree: entry.tree,
+            keys: entry.keys,
+            parents: &entry.parents,
+            agent: entry.agent.as_bytes(),
+            sequence: entry.sequence,
+            wall_ms: entry.wall_ms,
+            metadata: helios::state::checkpoint::Metadata::default(),
+        },
+        &mut bytes,
+    );
+    entry.id = ObjectId::of_checkpoint(&bytes);
+    assert_eq!(entry.to_bytes().unwrap(), bytes);
+    bytes
+}

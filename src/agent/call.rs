@@ -197,6 +197,14 @@ pub enum Call<'a> {
         /// What the head must be now.
         expect: Option<Option<Id>>,
     },
+    /// Makes the checkpoint of these bytes of a fork that has its state: one that was made elsewhere, or before.
+    /// Answer: [`Checkpointed`].
+    CheckpointAs {
+        /// As `CHECKPOINT.md` says. Its tree has to be that of the fork; parents that are stored have to
+        /// have lower sequences.
+        #[serde(borrow)]
+        bytes: &'a [u8],
+    },
 }
 
 impl<'a> Call<'a> {
@@ -230,7 +238,8 @@ impl<'a> Call<'a> {
             | Self::Switch { .. }
             | Self::Fork { .. }
             | Self::Keep { .. }
-            | Self::Merge { .. } => ANSWER_BYTES_MAX,
+            | Self::Merge { .. }
+            | Self::CheckpointAs { .. } => ANSWER_BYTES_MAX,
             _ => 0,
         }
     }

@@ -18,6 +18,9 @@ use helios::runtime::RuntimeError;
 mod branch;
 mod diff;
 mod doctor;
+mod export;
+mod export_file;
+mod import;
 mod log;
 mod merge;
 mod out;
@@ -62,6 +65,8 @@ enum Command {
     Tag(tag::Args),
     Merge(merge::Args),
     Restore(restore::Args),
+    Export(export::Args),
+    Import(import::Args),
 }
 
 impl Command {
@@ -122,6 +127,8 @@ pub(crate) fn main() -> ExitCode {
         Command::Tag(args) => tag::run(&args),
         Command::Merge(args) => merge::run(&args),
         Command::Restore(args) => restore::run(&args),
+        Command::Export(args) => export::run(&args),
+        Command::Import(args) => import::run(&args),
     };
     outcome.unwrap_or_else(|error| {
         if out::is_broken_pipe(&error) {

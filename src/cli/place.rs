@@ -115,6 +115,11 @@ impl Place {
             create: false,
             public: false,
         };
+        self.attach(name, how)
+    }
+
+    /// A lane to an agent.
+    pub(super) fn attach(&self, name: &str, how: Attach) -> anyhow::Result<Lane> {
         match self.session.attach(name, how) {
             Err(ClientError::Refused {
                 code: RefusalCode::NoSuchAgent,

@@ -72,6 +72,11 @@ pub enum ClientError {
     /// Metadata of a checkpoint that is too large.
     #[error("the metadata is too large or malformed: store it as a value")]
     BadMetadata,
+    /// Bytes that are no checkpoint of the state that they are to name; nothing was done.
+    #[error(
+        "these bytes are no checkpoint of the fork's state: rebuild it from its parent, or get an undamaged copy"
+    )]
+    WrongState,
     /// The disk is full; nothing was written.
     #[error("the disk of the data directory is full; free space and retry")]
     NoSpace,
@@ -238,6 +243,7 @@ impl ClientError {
                 lanes: completion.value_bytes,
             },
             Status::BadMetadata => Self::BadMetadata,
+            Status::WrongState => Self::WrongState,
         })
     }
 }

@@ -13,6 +13,7 @@
 //! - a lane is used by one thread at a time; a session by any number.
 
 mod error;
+mod import;
 mod lane;
 mod pipeline;
 mod reply;

@@ -27,9 +27,7 @@ use super::chunk::Chunk;
 use super::evidence::{Cut, Found, LOOK_BYTES, not_zero, proven, trailer_of};
 use super::files::{FilesError, SegmentFile, SegmentFiles};
 use super::footer::{Footer, TRAILER_BYTES, Trailer};
-use super::format::{
-    Decoded, Invalid, LogId, SEGMENT_HEADER_BYTES, SegmentHeader, decode,
-};
+use super::format::{Decoded, Invalid, LogId, SEGMENT_HEADER_BYTES, SegmentHeader, decode};
 use super::headers::read_headers;
 use super::log::LogStart;
 use super::outcome::SegmentState;

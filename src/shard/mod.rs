@@ -30,6 +30,7 @@ pub mod commit;
 mod control;
 mod fills;
 mod history;
+mod import;
 mod lanes;
 mod large;
 mod merge;
