@@ -1,4 +1,5 @@
-//! Names of things: content addresses, and a newtype for every number that names something.
+//! Names of things: content addresses, a newtype for every number that names something, and the
+//! words for how much of a history is kept, which the log, the shard and the wire share.
 //!
 //! Floor 0: nothing of the project is imported here. This is the only file that calls BLAKE3.
 //!
@@ -148,6 +149,19 @@ number!(/// A lane within its session.
 number!(/// One state of one branch, as an agent's window tells values apart: a branch that is restored
     /// gets another view. Of one agent, for the life of its window.
     View(u32));
+
+/// How much of a branch's history a collection keeps: what it does not keep, and nothing else reaches,
+/// goes. The head itself always stays.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, Default)]
+pub enum Retention {
+    /// Every checkpoint.
+    #[default]
+    All,
+    /// The head and those before it, so many in all. Of 0 the head alone.
+    Last(u64),
+    /// Those whose wall-clock label is at most so many milliseconds old.
+    Newer(u64),
+}
 
 #[cfg(test)]
 mod tests {

@@ -2,7 +2,7 @@
 //!
 //! Floor 1, a part of recovery: blocking, over [`SegmentFiles`]. Behind a record that can't be read
 //! nothing can be parsed in order, but some bytes speak for themselves: headers and trailers by
-//! their place and checksum, [`Record::Synced`](super::Record::Synced) by a proof that only the log
+//! their place and checksum, [`Head::Synced`](super::Head::Synced) by a proof that only the log
 //! can make. Costs one pass over what is not a hole, and is asked for only where a log ends before
 //! its files do.
 //!
@@ -13,9 +13,9 @@
 use super::files::{FilesError, SegmentFile, SegmentFiles};
 use super::footer::{TRAILER_BYTES, Trailer};
 use super::format::{
-    LogId, RECORD_ALIGN, RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES, SYNCED_BYTES, SegmentHeader,
-    synced_at,
+    LogId, RECORD_ALIGN, RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES, SYNCED_BYTES, synced_at,
 };
+use super::header::SegmentHeader;
 use super::{Location, Sequence};
 
 /// Bytes looked through at a time.

@@ -1,4 +1,5 @@
-//! The bytes of segment files: header and records; `footer` has the rest.
+//! The bytes of records; `header` and `footer` have the rest of a segment file, `fields` what the
+//! numbers in a record mean.
 //!
 //! Floor 1. Pure functions of bytes: no file, no clock, no state. `FORMAT.md` beside this file is
 //! the same in words; a stranger can implement from it.
@@ -10,14 +11,17 @@
 //!   behind the very bytes that it was written behind. Its payload is covered by its id.
 //! - decoding never panics and never reads outside the slice, whatever the bytes are.
 
-use crate::id::{AGENT_NAME_BYTES_MAX, VALUE_BYTES_MAX};
-use crate::id::{AgentNo, BranchNo, KEY_BYTES_MAX, OBJECT_ID_BYTES, ObjectId, SegmentNo, ShardNo};
+use crate::id::{AGENT_NAME_BYTES_MAX, KEY_BYTES_MAX, OBJECT_ID_BYTES, ObjectId};
 
 use super::Sequence;
-use super::record::{Head, ObjectKind, Record};
+use super::fields::{FLAG_ID, FLAG_PAYLOAD, Fields, KIND_SYNCED};
+use super::record::{Head, Record};
 
 /// Version of the byte layout that is written here; older ones are read, newer ones refused.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
+/// The oldest version that is read. Its records are all among those of the newest; its headers settle
+/// nothing.
+pub const FORMAT_VERSION_MIN: u32 = 1;
 /// Bytes of the header of a segment file.
 pub const SEGMENT_HEADER_BYTES: usize = 64;
 /// Bytes of a record's fixed header.
@@ -34,27 +38,8 @@ pub const BRANCH_NAME_BYTES_MAX: usize = 255;
 pub const HEAD_BYTES_MAX: usize = RECORD_HEADER_BYTES + OBJECT_ID_BYTES + KEY_BYTES_MAX;
 /// Largest record, padding included.
 pub const RECORD_BYTES_MAX: usize = align(HEAD_BYTES_MAX + PAYLOAD_BYTES_MAX);
-/// A [`Record::Synced`] in the file.
+/// A [`Head::Synced`] in the file.
 pub const SYNCED_BYTES: usize = align(RECORD_HEADER_BYTES);
-
-const SEGMENT_MAGIC: [u8; 8] = *b"HELIOSEG";
-
-const KIND_AGENT: u8 = 1;
-const KIND_PUT: u8 = 2;
-const KIND_DELETE: u8 = 3;
-const KIND_OBJECT: u8 = 4;
-const KIND_SYNCED: u8 = 5;
-const KIND_BRANCH: u8 = 6;
-const KIND_BRANCH_GONE: u8 = 7;
-const KIND_TAG: u8 = 8;
-
-const FLAG_ID: u8 = 1;
-const FLAG_PAYLOAD: u8 = 2;
-const FLAG_CHUNKS: u8 = 4;
-const FLAG_PUBLIC: u8 = 8;
-const FLAG_NODE: u8 = 16;
-const FLAG_CHECKPOINT: u8 = 32;
-const FLAG_KEPT: u8 = 64;
 
 const _: () = {
     assert!(AGENT_NAME_BYTES_MAX <= KEY_BYTES_MAX && KEY_BYTES_MAX <= u16::MAX as usize);
@@ -76,24 +61,6 @@ pub(super) fn checksum(seed: u32, bytes: &[u8]) -> u32 {
     let mut hasher = crc32fast::Hasher::new_with_initial(seed);
     hasher.update(bytes);
     hasher.finalize()
-}
-
-impl ObjectKind {
-    const fn flags(self) -> u8 {
-        match self {
-            Self::Blob => 0,
-            Self::Chunks => FLAG_CHUNKS,
-            Self::Node => FLAG_NODE,
-            Self::Checkpoint => FLAG_CHECKPOINT,
-        }
-    }
-
-    fn from_flags(flags: u8) -> Option<Self> {
-        let kinds = [Self::Blob, Self::Chunks, Self::Node, Self::Checkpoint];
-        kinds
-            .into_iter()
-            .find(|kind| kind.flags() == flags & (FLAG_CHUNKS | FLAG_NODE | FLAG_CHECKPOINT))
-    }
 }
 
 /// A record that was encoded.
@@ -120,14 +87,7 @@ pub fn encode(
         record.within_limits(),
         "a record larger than the format allows"
     );
-    let mut fields = Fields::of(record);
-    let payload = record.payload();
-    fields.flags |= if payload.is_some() { FLAG_PAYLOAD } else { 0 };
-    fields.flags |= if fields.ids[0].is_some() { FLAG_ID } else { 0 };
-    if let Record::Synced { log_id, upto } = *record {
-        fields.owner = synced_proof(log_id, sequence, upto);
-    }
-    let payload = payload.unwrap_or_default();
+    let fields = Fields::of(&record.head).payload(record.payload);
     let key_bytes = fields.ids[1].map_or(0, |_| OBJECT_ID_BYTES) + fields.key.len();
 
     let start = out.len();
@@ -136,9 +96,8 @@ pub fn encode(
     header[5] = fields.flags;
     header[6..8].copy_from_slice(&(key_bytes as u16).to_le_bytes());
     header[8..16].copy_from_slice(&sequence.0.to_le_bytes());
-    // Agent and branch; in a Synced both are its proof.
     header[16..24].copy_from_slice(&fields.owner.to_le_bytes());
-    header[24..28].copy_from_slice(&(payload.len() as u32).to_le_bytes());
+    header[24..28].copy_from_slice(&fields.payload_bytes.to_le_bytes());
     header[28..32].copy_from_slice(&take.to_le_bytes());
     header[32..40].copy_from_slice(&fields.value_bytes.to_le_bytes());
     out.extend_from_slice(&header);
@@ -149,7 +108,7 @@ pub fn encode(
     let head_bytes = out.len() - start;
     let checksum = checksum(seed, &out[start + 4..]);
     out[start..start + 4].copy_from_slice(&checksum.to_le_bytes());
-    out.extend_from_slice(payload);
+    out.extend_from_slice(record.payload.unwrap_or_default());
     out.resize(start + align(out.len() - start), 0);
     Encoded {
         head_bytes,
@@ -157,122 +116,10 @@ pub fn encode(
     }
 }
 
-/// What the header and the bytes behind it say.
-struct Fields<'a> {
-    kind: u8,
-    flags: u8,
-    /// The agent, and above it the branch.
-    owner: u64,
-    value_bytes: u64,
-    /// The id, and one that counts as the beginning of the key.
-    ids: [Option<ObjectId>; 2],
-    key: &'a [u8],
-}
-
-impl<'a> Fields<'a> {
-    const NONE: Self = Self {
-        kind: 0,
-        flags: 0,
-        owner: 0,
-        value_bytes: 0,
-        ids: [None; 2],
-        key: &[],
-    };
-
-    fn of(record: &Record<'a>) -> Self {
-        let owner =
-            |agent: AgentNo, branch: BranchNo| u64::from(agent.0) | u64::from(branch.0) << 32;
-        let main = BranchNo(0);
-        let none = Self::NONE;
-        match *record {
-            Record::Agent {
-                agent,
-                public,
-                name,
-            } => Self {
-                kind: KIND_AGENT,
-                flags: if public { FLAG_PUBLIC } else { 0 },
-                owner: owner(agent, main),
-                key: name,
-                ..none
-            },
-            Record::Put {
-                agent,
-                branch,
-                key,
-                kind,
-                id,
-                value_bytes,
-                ..
-            } => Self {
-                kind: KIND_PUT,
-                flags: kind.flags(),
-                owner: owner(agent, branch),
-                value_bytes,
-                ids: [Some(id), None],
-                key,
-            },
-            Record::Delete { agent, branch, key } => Self {
-                kind: KIND_DELETE,
-                owner: owner(agent, branch),
-                key,
-                ..none
-            },
-            Record::Object {
-                kind,
-                id,
-                kept,
-                payload,
-            } => Self {
-                kind: KIND_OBJECT,
-                flags: kind.flags() | if kept { FLAG_KEPT } else { 0 },
-                value_bytes: payload.map_or(0, <[u8]>::len) as u64,
-                ids: [Some(id), None],
-                ..none
-            },
-            Record::Synced { upto, .. } => Self {
-                kind: KIND_SYNCED,
-                value_bytes: upto.0,
-                ..none
-            },
-            Record::Branch {
-                agent,
-                branch,
-                name,
-                head,
-                tree,
-                changes_stay,
-            } => Self {
-                kind: KIND_BRANCH,
-                flags: if changes_stay { FLAG_KEPT } else { 0 },
-                owner: owner(agent, branch),
-                ids: [head, Some(tree)],
-                key: name,
-                ..none
-            },
-            Record::BranchGone { agent, branch } => Self {
-                kind: KIND_BRANCH_GONE,
-                owner: owner(agent, branch),
-                ..none
-            },
-            Record::Tag {
-                agent,
-                name,
-                target,
-            } => Self {
-                kind: KIND_TAG,
-                owner: owner(agent, main),
-                ids: [target, None],
-                key: name,
-                ..none
-            },
-        }
-    }
-}
-
-/// What makes a Synced record believed where the records before it can't be read: agents choose
-/// bytes of payloads, but don't know the log's id.
-fn synced_proof(log_id: LogId, sequence: Sequence, upto: Sequence) -> u64 {
+/// What makes a [`Head::Synced`] believed where the records before it can't be read: agents choose
+/// bytes of payloads, but don't know the log's id. `sequence` is that of the record itself.
+#[must_use]
+pub fn synced_proof(log_id: LogId, sequence: Sequence, upto: Sequence) -> u64 {
     let mut said = [0; 24];
     said[..8].copy_from_slice(&log_id.0.to_le_bytes());
     said[8..16].copy_from_slice(&sequence.0.to_le_bytes());
@@ -280,7 +127,7 @@ fn synced_proof(log_id: LogId, sequence: Sequence, upto: Sequence) -> u64 {
     ObjectId::of_blob(&said).hash64()
 }
 
-/// What a [`Record::Synced`] of this log says that `bytes` begin with, whatever lies before them.
+/// What a [`Head::Synced`] of this log says that `bytes` begin with, whatever lies before them.
 #[must_use]
 pub fn synced_at(bytes: &[u8], log_id: LogId) -> Option<Sequence> {
     let header: &[u8; RECORD_HEADER_BYTES] = bytes.first_chunk()?;
@@ -353,8 +200,17 @@ pub fn decode(bytes: &[u8], seed: u32) -> Result<Decoded<'_>, Invalid> {
     let rest = &bytes[RECORD_HEADER_BYTES..head_bytes];
     let (id, key) = rest.split_at(id_bytes);
     let id = id.first_chunk().map(|bytes| ObjectId::from_bytes(*bytes));
+    let fields = Fields {
+        kind,
+        flags,
+        owner: u64_at(header, 16),
+        value_bytes: u64_at(header, 32),
+        payload_bytes,
+        ids: [id, None],
+        key,
+    };
+    let head = fields.head().ok_or(Invalid::Unknown { kind, flags })?;
     let has_payload = flags & FLAG_PAYLOAD != 0;
-    let head = head_of(header, id, key).ok_or(Invalid::Unknown { kind, flags })?;
     Ok(Decoded {
         sequence: Sequence(u64_at(header, 8)),
         take: u32_at(header, 28),
@@ -366,79 +222,7 @@ pub fn decode(bytes: &[u8], seed: u32) -> Result<Decoded<'_>, Invalid> {
     })
 }
 
-/// The head that a header with a good checksum describes, if this version knows it.
-fn head_of<'a>(header: &[u8], id: Option<ObjectId>, key: &'a [u8]) -> Option<Head<'a>> {
-    let (kind, flags) = (header[4], header[5]);
-    let agent = AgentNo(u32_at(header, 16));
-    let branch = BranchNo(u32_at(header, 20));
-    let payload_bytes = u32_at(header, 24);
-    let value_bytes = u64_at(header, 32);
-    let has_payload = flags & FLAG_PAYLOAD != 0;
-    if !has_payload && payload_bytes != 0 {
-        return None;
-    }
-    let allowed = |mask: u8| flags & !mask == 0;
-    let named = key.len() <= BRANCH_NAME_BYTES_MAX;
-    let main = branch.0 == 0;
-    let object = ObjectKind::from_flags(flags);
-    const KINDS: u8 = FLAG_ID | FLAG_PAYLOAD | FLAG_CHUNKS | FLAG_NODE | FLAG_CHECKPOINT;
-    match (kind, id) {
-        (KIND_AGENT, None) if allowed(FLAG_PUBLIC) && key.len() <= AGENT_NAME_BYTES_MAX => main
-            .then_some(Head::Agent {
-                agent,
-                public: flags & FLAG_PUBLIC != 0,
-                name: key,
-            }),
-        (KIND_PUT, Some(id)) if allowed(FLAG_ID | FLAG_PAYLOAD | FLAG_CHUNKS) => {
-            let kind = object?;
-            let whole = kind == ObjectKind::Chunks
-                || !has_payload
-                || value_bytes == u64::from(payload_bytes);
-            (whole && value_bytes <= VALUE_BYTES_MAX).then_some(Head::Put {
-                agent,
-                branch,
-                key,
-                kind,
-                id,
-                value_bytes,
-            })
-        }
-        (KIND_DELETE, None) if allowed(0) => Some(Head::Delete { agent, branch, key }),
-        (KIND_OBJECT, Some(id)) if allowed(KINDS | FLAG_KEPT) && main => {
-            let kind = object?;
-            key.is_empty().then_some(Head::Object {
-                kind,
-                id,
-                kept: flags & FLAG_KEPT != 0,
-            })
-        }
-        (KIND_SYNCED, None) if allowed(0) && key.is_empty() => Some(Head::Synced {
-            upto: Sequence(value_bytes),
-        }),
-        (KIND_BRANCH, head) if allowed(FLAG_ID | FLAG_KEPT) => {
-            let (tree, name) = key.split_first_chunk()?;
-            (name.len() <= BRANCH_NAME_BYTES_MAX).then_some(Head::Branch {
-                agent,
-                branch,
-                name,
-                head,
-                tree: ObjectId::from_bytes(*tree),
-                changes_stay: flags & FLAG_KEPT != 0,
-            })
-        }
-        (KIND_BRANCH_GONE, None) if allowed(0) && key.is_empty() => {
-            Some(Head::BranchGone { agent, branch })
-        }
-        (KIND_TAG, target) if allowed(FLAG_ID) && named && main => Some(Head::Tag {
-            agent,
-            name: key,
-            target,
-        }),
-        _ => None,
-    }
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> u16 {
+pub(super) fn u16_at(bytes: &[u8], at: usize) -> u16 {
     u16::from_le_bytes([bytes[at], bytes[at + 1]])
 }
 
@@ -448,103 +232,4 @@ pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
 
 pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(bytes[at..at + 8].try_into().expect("8 bytes"))
-}
-
-/// The header of a segment file.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct SegmentHeader {
-    /// The shard that wrote it.
-    pub shard: ShardNo,
-    /// Its place in the log.
-    pub segment: SegmentNo,
-    /// The log it belongs to.
-    pub log_id: LogId,
-    /// Sequence of its first record.
-    pub first: Sequence,
-    /// Rollbacks of the log before it was begun.
-    pub take: u32,
-    /// Checksum of the last record before it, 0 if there is none.
-    pub previous: u32,
-    /// This record and all before it were on the device when the header was written.
-    pub synced: Sequence,
-}
-
-/// Why 64 bytes are no header of a segment that can be read.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum BadHeader {
-    /// Another kind of file.
-    #[error("the file does not begin with the magic of a segment")]
-    Magic,
-    /// The magic is right, the checksum is not.
-    #[error("the header of the segment is damaged")]
-    Checksum,
-    /// Written by a newer program.
-    #[error("format version {found} is newer than {FORMAT_VERSION}")]
-    Newer {
-        /// The version in the file.
-        found: u32,
-    },
-}
-
-impl SegmentHeader {
-    /// The bytes at offset 0 of the file.
-    #[must_use]
-    pub fn encode(&self) -> [u8; SEGMENT_HEADER_BYTES] {
-        let mut bytes = [0; SEGMENT_HEADER_BYTES];
-        bytes[..8].copy_from_slice(&SEGMENT_MAGIC);
-        bytes[8..12].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
-        bytes[12..14].copy_from_slice(&self.shard.0.to_le_bytes());
-        bytes[16..20].copy_from_slice(&self.segment.0.to_le_bytes());
-        bytes[20..24].copy_from_slice(&self.take.to_le_bytes());
-        bytes[24..32].copy_from_slice(&self.log_id.0.to_le_bytes());
-        bytes[32..40].copy_from_slice(&self.first.0.to_le_bytes());
-        bytes[40..44].copy_from_slice(&self.previous.to_le_bytes());
-        bytes[48..56].copy_from_slice(&self.synced.0.to_le_bytes());
-        let sum = checksum(0, &bytes[..60]);
-        bytes[60..].copy_from_slice(&sum.to_le_bytes());
-        bytes
-    }
-
-    /// The header's own checksum: seed of the first record and of the trailer.
-    #[must_use]
-    pub fn checksum(&self) -> u32 {
-        u32_at(&self.encode(), 60)
-    }
-
-    /// Whether these bytes are a beginning of the magic and then zeros.
-    #[must_use]
-    pub fn is_torn_magic(bytes: &[u8; SEGMENT_HEADER_BYTES]) -> bool {
-        let written = bytes
-            .iter()
-            .rposition(|byte| *byte != 0)
-            .map_or(0, |last| last + 1);
-        written < SEGMENT_MAGIC.len() && bytes[..written] == SEGMENT_MAGIC[..written]
-    }
-
-    /// Reads a header. Magic, version and checksum keep their places in all versions.
-    ///
-    /// # Errors
-    /// [`BadHeader`].
-    pub fn decode(bytes: &[u8; SEGMENT_HEADER_BYTES]) -> Result<Self, BadHeader> {
-        if bytes[..8] != SEGMENT_MAGIC {
-            return Err(BadHeader::Magic);
-        }
-        if checksum(0, &bytes[..60]) != u32_at(bytes, 60) {
-            return Err(BadHeader::Checksum);
-        }
-        let found = u32_at(bytes, 8);
-        if found != FORMAT_VERSION {
-            return Err(BadHeader::Newer { found });
-        }
-        Ok(Self {
-            shard: ShardNo(u16_at(bytes, 12)),
-            segment: SegmentNo(u32_at(bytes, 16)),
-            log_id: LogId(u64_at(bytes, 24)),
-            first: Sequence(u64_at(bytes, 32)),
-            take: u32_at(bytes, 20),
-            previous: u32_at(bytes, 40),
-            synced: Sequence(u64_at(bytes, 48)),
-        })
-    }
 }

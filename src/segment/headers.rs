@@ -11,7 +11,8 @@ use crate::id::{SegmentNo, ShardNo};
 use super::evidence::{Found, LOOK_BYTES, not_zero};
 use super::files::{SegmentFile, SegmentFiles};
 use super::footer::{TRAILER_BYTES, Trailer};
-use super::format::{BadHeader, FORMAT_VERSION, SEGMENT_HEADER_BYTES, SegmentHeader};
+use super::format::{FORMAT_VERSION, SEGMENT_HEADER_BYTES};
+use super::header::{BadHeader, SegmentHeader};
 use super::recover::RecoverError;
 
 /// Lists the segments and checks that each can be read by this program, as this shard.
@@ -69,7 +70,11 @@ fn read_header<F: SegmentFiles + ?Sized>(
         return Ok(None);
     }
     let error = match SegmentHeader::decode(&bytes) {
-        Ok(header) if header.first.0 > 0 && got == bytes.len() => return Ok(Some(header)),
+        Ok(header)
+            if header.first.0 > 0 && header.settled <= header.segment && got == bytes.len() =>
+        {
+            return Ok(Some(header));
+        }
         Err(BadHeader::Newer { found }) => RecoverError::NewerFormat {
             file: path(files),
             found,

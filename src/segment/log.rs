@@ -11,7 +11,7 @@
 //!   number of rollbacks before them (`take`), and each continues the checksum of the one before.
 //! - [`Log::synced`] covers a record only if every earlier one is on the device too.
 //! - what is synced is said in the log as soon as something follows: by the footer of its segment, by
-//!   a [`Record::Synced`], or by the next header. A footer is written only when every earlier
+//!   a [`Head::Synced`], or by the next header. A footer is written only when every earlier
 //!   segment is on the device.
 //! - after a failed sync nothing is written any more.
 
@@ -20,63 +20,12 @@ use std::collections::VecDeque;
 use crate::id::{SegmentNo, ShardNo};
 
 use super::footer::{Footer, FooterMark};
-use super::format::{
-    LogId, RECORD_BYTES_MAX, SEGMENT_HEADER_BYTES, SYNCED_BYTES, SegmentHeader, encode,
-};
+use super::format::{FORMAT_VERSION, SEGMENT_HEADER_BYTES, SYNCED_BYTES, encode, synced_proof};
+use super::header::SegmentHeader;
 use super::outcome::{Appended, LogError, LogEvent, LogTotals, NotReady, Read, SegmentState};
-use super::record::Record;
+use super::record::{Head, Record};
+use super::start::{BUFFER_BYTES_MIN, LogConfig, LogStart, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
 use super::{Disk, DiskError, IoReply, IoRequest, Location, Sequence};
-
-/// Smallest `segment_bytes`: a record of any size fits.
-pub const SEGMENT_BYTES_MIN: u32 = 128 << 10;
-/// Largest `segment_bytes`: offsets stay far from the end of a `u32`, footer included.
-pub const SEGMENT_BYTES_MAX: u32 = 1 << 30;
-/// Smallest `buffer_bytes`.
-pub const BUFFER_BYTES_MIN: usize = 128 << 10;
-
-const _: () = {
-    let most = SEGMENT_HEADER_BYTES + SYNCED_BYTES + RECORD_BYTES_MAX;
-    assert!(most <= SEGMENT_BYTES_MIN as usize && most <= BUFFER_BYTES_MIN);
-};
-
-/// Where a log goes on: the end of what was recovered.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct LogStart {
-    /// For the segment that is made next; a number not in use.
-    pub next_segment: SegmentNo,
-    /// The last record; 0 if there is none.
-    pub last: Sequence,
-    /// Its checksum; 0 if there is none.
-    pub last_checksum: u32,
-    /// Segments that hold records, in order, all sealed.
-    pub segments: Vec<SegmentState>,
-}
-
-impl LogStart {
-    /// The start of a new log.
-    #[must_use]
-    pub fn empty() -> Self {
-        Self {
-            next_segment: SegmentNo(1),
-            last: Sequence(0),
-            last_checksum: 0,
-            segments: Vec::new(),
-        }
-    }
-}
-
-/// What a [`Log`] is made with.
-#[derive(Clone, Copy, Debug)]
-pub struct LogConfig {
-    /// The shard.
-    pub shard: ShardNo,
-    /// The log's name, as recovered, or drawn for a new directory.
-    pub log_id: LogId,
-    /// Size of a segment without its footer, [`SEGMENT_BYTES_MIN`] to [`SEGMENT_BYTES_MAX`].
-    pub segment_bytes: u32,
-    /// Size of the append buffer, at least [`BUFFER_BYTES_MIN`].
-    pub buffer_bytes: usize,
-}
 
 /// The segment that is appended to.
 #[derive(Debug)]
@@ -152,6 +101,8 @@ pub struct Log {
     sealing: u32,
     outbox: VecDeque<IoRequest>,
     take: u32,
+    /// What headers from now on settle.
+    settled: SegmentNo,
     read_only: Option<DiskError>,
     segments: Vec<SegmentState>,
 }
@@ -167,6 +118,7 @@ impl Log {
             next_segment,
             last,
             last_checksum,
+            settled,
             segments,
         } = start;
         assert!((SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&config.segment_bytes));
@@ -192,6 +144,7 @@ impl Log {
             sealing: 0,
             outbox: VecDeque::with_capacity(4),
             take: 0,
+            settled,
             read_only: None,
             segments,
         }
@@ -224,7 +177,7 @@ impl Log {
     }
 
     /// Most bytes that one call of [`Log::ready`] can grant: they fit in the buffer, and in what
-    /// is left of one segment together with the whole next one, and a [`Record::Synced`] with them.
+    /// is left of one segment together with the whole next one, and a [`Head::Synced`] with them.
     #[must_use]
     pub fn batch_bytes_max(&self) -> usize {
         let bytes = self
@@ -239,7 +192,7 @@ impl Log {
         self.synced > self.proven
     }
 
-    /// Appends a record to the buffer; before it a [`Record::Synced`] if there was a sync since the
+    /// Appends a record to the buffer; before it a [`Head::Synced`] if there was a sync since the
     /// last one.
     ///
     /// # Errors
@@ -252,8 +205,10 @@ impl Log {
         self.ready(bytes)?;
         // Else the header of the next segment says it.
         if self.owes_proof() && self.fits(SYNCED_BYTES + bytes) {
-            let (log_id, upto) = (self.config.log_id, self.synced);
-            self.push(&Record::Synced { log_id, upto });
+            let upto = self.synced;
+            let sequence = Sequence(self.last.0 + 1);
+            let proof = synced_proof(self.config.log_id, sequence, upto);
+            self.push(&Head::Synced { upto, proof }.into());
             self.proven = upto;
         }
         Ok(self.push(record))
@@ -284,7 +239,7 @@ impl Log {
         let payload = Location {
             segment: active.segment,
             offset: active.end + encoded.head_bytes as u32,
-            bytes: record.payload().map_or(0, <[u8]>::len) as u32,
+            bytes: record.payload.map_or(0, <[u8]>::len) as u32,
         };
         active.end += bytes as u32;
         self.last = sequence;
@@ -324,12 +279,14 @@ impl Log {
         let footer = Footer::with_capacity(like_last.max(self.config.segment_bytes as usize / 32));
         let first = Sequence(self.last.0 + 1);
         let header = SegmentHeader {
+            version: FORMAT_VERSION,
             shard: self.config.shard,
             segment,
             log_id: self.config.log_id,
             first,
             take: self.take,
             previous: self.checksum,
+            settled: self.settled,
             synced: self.synced,
         };
         self.proven = self.synced;

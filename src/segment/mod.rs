@@ -22,15 +22,18 @@
 mod chunk;
 pub mod disk;
 pub mod evidence;
+mod fields;
 pub mod files;
 pub mod footer;
 pub mod format;
+pub mod header;
 mod headers;
 pub mod index;
 pub mod log;
 pub mod outcome;
 mod record;
 mod recover;
+pub mod start;
 
 #[cfg(test)]
 pub(crate) mod memory;
@@ -41,7 +44,8 @@ pub use disk::{Disk, DiskError, IoReply, IoRequest, Location, Sequence};
 pub use evidence::Cut;
 pub use files::{Directory, FilesError, SegmentFile, SegmentFiles};
 pub use format::{HEAD_BYTES_MAX, LogId, PART_BYTES_MAX};
-pub use log::{Log, LogConfig, LogStart};
+pub use log::Log;
 pub use outcome::{Appended, LogError, LogEvent, LogTotals, NotReady, Read, SegmentState};
 pub use record::{Head, ObjectKind, Record};
 pub use recover::{RecoverError, RecoverReport, Recovered, RecoveredRecord, read_only, recover};
+pub use start::{LogConfig, LogStart};

@@ -5,11 +5,11 @@
 //! Invariants
 //! - a record is its head and, perhaps, a payload that the head's id names.
 
-use crate::id::{AGENT_NAME_BYTES_MAX, VALUE_BYTES_MAX};
-use crate::id::{AgentNo, BranchNo, KEY_BYTES_MAX, OBJECT_ID_BYTES, ObjectId};
+use crate::id::{AGENT_NAME_BYTES_MAX, KEY_BYTES_MAX, OBJECT_ID_BYTES, VALUE_BYTES_MAX};
+use crate::id::{AgentNo, BranchNo, ObjectId, Retention, SegmentNo};
 
 use super::Sequence;
-use super::format::{BRANCH_NAME_BYTES_MAX, LogId, PAYLOAD_BYTES_MAX, RECORD_HEADER_BYTES, align};
+use super::format::{BRANCH_NAME_BYTES_MAX, PAYLOAD_BYTES_MAX, RECORD_HEADER_BYTES, align};
 
 /// What an object is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, Default)]
@@ -41,12 +41,15 @@ impl ObjectKind {
 /// What a record says, without its payload.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Head<'a> {
-    /// An agent exists, under this name; a later record of the same number sets `public` anew.
+    /// An agent exists, under this name; a later record of the same number sets `public` and `moves`
+    /// anew.
     Agent {
         /// Its number in this shard.
         agent: AgentNo,
         /// Other agents may read its values.
         public: bool,
+        /// How often it moved from one shard to another.
+        moves: u32,
         /// At most [`AGENT_NAME_BYTES_MAX`] bytes.
         name: &'a [u8],
     },
@@ -87,6 +90,8 @@ pub enum Head<'a> {
     Synced {
         /// This record and all before it were on the device when the head was written.
         upto: Sequence,
+        /// [`synced_proof`](super::format::synced_proof) that the log says so, not an agent.
+        proof: u64,
     },
     /// A branch has this name, points at this checkpoint, and its working set is this tree from now
     /// on: puts and deletes of the branch before this record mean nothing any more, unless it says
@@ -117,10 +122,49 @@ pub enum Head<'a> {
     Tag {
         /// Its agent.
         agent: AgentNo,
+        /// Other agents may read the checkpoint, by this name. Never of a tag that names none.
+        public: bool,
         /// At most [`BRANCH_NAME_BYTES_MAX`] bytes.
         name: &'a [u8],
         /// The checkpoint.
         target: Option<ObjectId>,
+    },
+    /// An agent is gone from this shard, with all that records said of it: terminated, or moved.
+    AgentGone {
+        /// Its number.
+        agent: AgentNo,
+    },
+    /// How much of a branch's history is kept from now on.
+    Retention {
+        /// Its agent.
+        agent: AgentNo,
+        /// The branch.
+        branch: BranchNo,
+        /// The rule.
+        rule: Retention,
+    },
+    /// A checkpoint that the agent did not make is one that it may read and follow, or no more.
+    Adopted {
+        /// The agent.
+        agent: AgentNo,
+        /// The checkpoint.
+        target: ObjectId,
+        /// No more.
+        gone: bool,
+    },
+    /// An agent is suspended, or runs.
+    Hot {
+        /// The agent.
+        agent: AgentNo,
+        /// Suspended: a kept blob that lists its hot keys. None: it runs.
+        list: Option<ObjectId>,
+    },
+    /// Nothing in these segments is needed: their files may be missing.
+    Dropped {
+        /// The first of them, at least 1.
+        first: SegmentNo,
+        /// The last of them, at least the first.
+        last: SegmentNo,
     },
 }
 
@@ -128,25 +172,23 @@ impl Head<'_> {
     /// Bytes before the payload.
     #[must_use]
     pub fn head_bytes(&self) -> usize {
-        match self {
-            Self::Agent { name: key, .. } | Self::Delete { key, .. } => {
-                RECORD_HEADER_BYTES + key.len()
-            }
-            Self::Put { key, .. } => RECORD_HEADER_BYTES + OBJECT_ID_BYTES + key.len(),
-            Self::Object { .. } => RECORD_HEADER_BYTES + OBJECT_ID_BYTES,
-            Self::Branch { name, head, .. } => {
-                let ids = 1 + usize::from(head.is_some());
-                RECORD_HEADER_BYTES + ids * OBJECT_ID_BYTES + name.len()
-            }
-            Self::Tag { name, target, .. } => {
-                let ids = usize::from(target.is_some());
-                RECORD_HEADER_BYTES + ids * OBJECT_ID_BYTES + name.len()
-            }
-            Self::Synced { .. } | Self::BranchGone { .. } => RECORD_HEADER_BYTES,
-        }
+        let (ids, key_bytes) = match self {
+            Self::Agent { name: key, .. } | Self::Delete { key, .. } => (0, key.len()),
+            Self::Put { key, .. } => (1, key.len()),
+            Self::Object { .. } | Self::Adopted { .. } => (1, 0),
+            Self::Branch { name, head, .. } => (1 + usize::from(head.is_some()), name.len()),
+            Self::Tag { name, target, .. } => (usize::from(target.is_some()), name.len()),
+            Self::Hot { list, .. } => (usize::from(list.is_some()), 0),
+            Self::Retention { .. } => (0, 1),
+            Self::Synced { .. }
+            | Self::BranchGone { .. }
+            | Self::AgentGone { .. }
+            | Self::Dropped { .. } => (0, 0),
+        };
+        RECORD_HEADER_BYTES + ids * OBJECT_ID_BYTES + key_bytes
     }
 
-    /// Whether `payload` is what the record's id names; a head without an id has no payload.
+    /// Whether `payload` is what the record's id names; a head that names no bytes has no payload.
     #[must_use]
     pub fn verify(&self, payload: &[u8]) -> bool {
         match self {
@@ -156,173 +198,59 @@ impl Head<'_> {
             _ => payload.is_empty(),
         }
     }
+
+    /// Whether every length and number is within its bound.
+    fn within_limits(&self) -> bool {
+        match *self {
+            Self::Agent { name, .. } => name.len() <= AGENT_NAME_BYTES_MAX,
+            Self::Delete { key, .. } => key.len() <= KEY_BYTES_MAX,
+            Self::Put {
+                key, value_bytes, ..
+            } => key.len() <= KEY_BYTES_MAX && value_bytes <= VALUE_BYTES_MAX,
+            Self::Branch { name, .. } => name.len() <= BRANCH_NAME_BYTES_MAX,
+            Self::Tag {
+                name,
+                public,
+                target,
+                ..
+            } => name.len() <= BRANCH_NAME_BYTES_MAX && (!public || target.is_some()),
+            Self::Dropped { first, last } => 0 < first.0 && first <= last,
+            Self::Object { .. }
+            | Self::Synced { .. }
+            | Self::BranchGone { .. }
+            | Self::AgentGone { .. }
+            | Self::Retention { .. }
+            | Self::Adopted { .. }
+            | Self::Hot { .. } => true,
+        }
+    }
 }
 
 /// A record to append.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Record<'a> {
-    /// See [`Head::Agent`].
-    Agent {
-        /// Its number in this shard.
-        agent: AgentNo,
-        /// Other agents may read its values.
-        public: bool,
-        /// At most [`AGENT_NAME_BYTES_MAX`] bytes.
-        name: &'a [u8],
-    },
-    /// See [`Head::Put`].
-    Put {
-        /// The owner of the key.
-        agent: AgentNo,
-        /// The branch.
-        branch: BranchNo,
-        /// At most [`KEY_BYTES_MAX`] bytes.
-        key: &'a [u8],
-        /// Whether `id` names the value or the root of its chunks.
-        kind: ObjectKind,
-        /// The object.
-        id: ObjectId,
-        /// Length of the value; of chunks, of all of them together.
-        value_bytes: u64,
-        /// The object's bytes; `None` where an earlier record of this log holds them.
-        payload: Option<&'a [u8]>,
-    },
-    /// See [`Head::Delete`].
-    Delete {
-        /// The owner of the key.
-        agent: AgentNo,
-        /// The branch.
-        branch: BranchNo,
-        /// At most [`KEY_BYTES_MAX`] bytes.
-        key: &'a [u8],
-    },
-    /// See [`Head::Object`].
-    Object {
-        /// What it is.
-        kind: ObjectKind,
-        /// Its name.
-        id: ObjectId,
-        /// A tree may hold it.
-        kept: bool,
-        /// At most [`PAYLOAD_BYTES_MAX`] bytes; `None` where an earlier record of this log holds
-        /// them: the upload needs them too, whatever becomes of their other owners.
-        payload: Option<&'a [u8]>,
-    },
-    /// See [`Head::Synced`].
-    Synced {
-        /// The log that says so.
-        log_id: LogId,
-        /// The last record that was on the device.
-        upto: Sequence,
-    },
-    /// See [`Head::Branch`].
-    Branch {
-        /// Its agent.
-        agent: AgentNo,
-        /// Its number.
-        branch: BranchNo,
-        /// At most [`BRANCH_NAME_BYTES_MAX`] bytes. None: the branch counts only if a later record gives
-        /// it one.
-        name: &'a [u8],
-        /// The checkpoint that it points at.
-        head: Option<ObjectId>,
-        /// The tree that its working set lies on.
-        tree: ObjectId,
-        /// Only name and head change.
-        changes_stay: bool,
-    },
-    /// See [`Head::BranchGone`].
-    BranchGone {
-        /// Its agent.
-        agent: AgentNo,
-        /// Its number.
-        branch: BranchNo,
-    },
-    /// See [`Head::Tag`].
-    Tag {
-        /// Its agent.
-        agent: AgentNo,
-        /// At most [`BRANCH_NAME_BYTES_MAX`] bytes.
-        name: &'a [u8],
-        /// The checkpoint.
-        target: Option<ObjectId>,
-    },
+pub struct Record<'a> {
+    /// What it says.
+    pub head: Head<'a>,
+    /// The bytes that a [`Head::Put`] or a [`Head::Object`] names, at most [`PAYLOAD_BYTES_MAX`];
+    /// `None` where another record of the log holds them, and of all other heads.
+    pub payload: Option<&'a [u8]>,
 }
 
-impl<'a> Record<'a> {
-    /// The record without its payload.
-    #[must_use]
-    pub fn head(&self) -> Head<'a> {
-        match *self {
-            Self::Agent {
-                agent,
-                public,
-                name,
-            } => Head::Agent {
-                agent,
-                public,
-                name,
-            },
-            Self::Put {
-                agent,
-                branch,
-                key,
-                kind,
-                id,
-                value_bytes,
-                ..
-            } => Head::Put {
-                agent,
-                branch,
-                key,
-                kind,
-                id,
-                value_bytes,
-            },
-            Self::Delete { agent, branch, key } => Head::Delete { agent, branch, key },
-            Self::Object { kind, id, kept, .. } => Head::Object { kind, id, kept },
-            Self::Synced { upto, .. } => Head::Synced { upto },
-            Self::Branch {
-                agent,
-                branch,
-                name,
-                head,
-                tree,
-                changes_stay,
-            } => Head::Branch {
-                agent,
-                branch,
-                name,
-                head,
-                tree,
-                changes_stay,
-            },
-            Self::BranchGone { agent, branch } => Head::BranchGone { agent, branch },
-            Self::Tag {
-                agent,
-                name,
-                target,
-            } => Head::Tag {
-                agent,
-                name,
-                target,
-            },
+impl<'a> From<Head<'a>> for Record<'a> {
+    /// The record without a payload.
+    fn from(head: Head<'a>) -> Self {
+        Self {
+            head,
+            payload: None,
         }
     }
+}
 
-    /// The payload that is stored in the record.
-    #[must_use]
-    pub fn payload(&self) -> Option<&'a [u8]> {
-        match *self {
-            Self::Put { payload, .. } | Self::Object { payload, .. } => payload,
-            _ => None,
-        }
-    }
-
+impl Record<'_> {
     /// Bytes of the record in the file, padding included.
     #[must_use]
     pub fn record_bytes(&self) -> usize {
-        align(self.head().head_bytes() + self.payload().map_or(0, <[u8]>::len))
+        align(self.head.head_bytes() + self.payload.map_or(0, <[u8]>::len))
     }
 
     /// Most bytes that a put takes in the file: one whose payload is not stored yet.
@@ -334,27 +262,17 @@ impl<'a> Record<'a> {
     /// Whether every length is within its bound, so that the record can be encoded.
     #[must_use]
     pub fn within_limits(&self) -> bool {
-        let payload_bytes = self.payload().map_or(0, <[u8]>::len);
-        payload_bytes <= PAYLOAD_BYTES_MAX
-            && match *self {
-                Self::Agent { name, .. } => name.len() <= AGENT_NAME_BYTES_MAX,
-                Self::Delete { key, .. } => key.len() <= KEY_BYTES_MAX,
-                Self::Object { .. } | Self::Synced { .. } | Self::BranchGone { .. } => true,
-                Self::Branch { name, .. } | Self::Tag { name, .. } => {
-                    name.len() <= BRANCH_NAME_BYTES_MAX
-                }
-                Self::Put {
-                    key,
-                    kind,
-                    value_bytes,
-                    payload,
-                    ..
-                } => {
-                    key.len() <= KEY_BYTES_MAX
-                        && value_bytes <= VALUE_BYTES_MAX
-                        && (kind == ObjectKind::Chunks
-                            || payload.is_none_or(|p| p.len() as u64 == value_bytes))
-                }
-            }
+        let payload_fits = self.payload.is_none_or(|payload| match self.head {
+            Head::Put {
+                kind: ObjectKind::Blob,
+                value_bytes,
+                ..
+            } => payload.len() as u64 == value_bytes,
+            Head::Put { .. } | Head::Object { .. } => true,
+            _ => false,
+        });
+        payload_fits
+            && self.payload.unwrap_or_default().len() <= PAYLOAD_BYTES_MAX
+            && self.head.within_limits()
     }
 }

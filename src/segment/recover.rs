@@ -27,11 +27,12 @@ use super::chunk::Chunk;
 use super::evidence::{Cut, Found, LOOK_BYTES, not_zero, proven, trailer_of};
 use super::files::{FilesError, SegmentFile, SegmentFiles};
 use super::footer::{Footer, TRAILER_BYTES, Trailer};
-use super::format::{Decoded, Invalid, LogId, SEGMENT_HEADER_BYTES, SegmentHeader, decode};
+use super::format::{Decoded, Invalid, LogId, SEGMENT_HEADER_BYTES, decode};
+use super::header::SegmentHeader;
 use super::headers::read_headers;
-use super::log::LogStart;
 use super::outcome::SegmentState;
 use super::record::Head;
+use super::start::LogStart;
 use super::{Location, Sequence};
 
 /// Damaged payloads that are named one by one.
@@ -274,6 +275,7 @@ struct Kept {
     unsealed: Vec<Unsealed>,
     last: Sequence,
     last_checksum: u32,
+    settled: SegmentNo,
 }
 
 /// Where a walk through one segment is.
@@ -430,6 +432,7 @@ impl<'a, F: SegmentFiles + ?Sized> Walk<'a, F> {
                 next_segment: SegmentNo(tail + 1),
                 last: kept.last,
                 last_checksum: kept.last_checksum,
+                settled: kept.settled,
                 segments: kept.segments,
             },
         }
@@ -439,7 +442,14 @@ impl<'a, F: SegmentFiles + ?Sized> Walk<'a, F> {
 impl<F: SegmentFiles + ?Sized> Walk<'_, F> {
     /// Visits the longest valid prefix.
     fn segments(&mut self) -> Result<Kept, RecoverError> {
-        let mut kept = Kept::default();
+        let headers = || self.found.iter().filter_map(|found| found.header);
+        let mut kept = Kept {
+            settled: headers()
+                .map(|header| header.settled)
+                .max()
+                .unwrap_or_default(),
+            ..Kept::default()
+        };
         let mut end = Place {
             index: 0,
             offset: 0,

@@ -7,12 +7,12 @@
 //!   of their own, from [`FORK_NUMBERS`] on, which mean nothing after the run.
 //! - no two branches have one name, and no two states of one agent ever had one view.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use crate::cache::WindowWriter;
-use crate::id::{AgentNo, BranchNo, ObjectId, View};
+use crate::id::{AgentNo, BranchNo, ObjectId, Retention, View};
 use crate::state::tree::EMPTY_TREE;
 use crate::state::{Held, Value, WorkingSet};
 
@@ -61,10 +61,21 @@ pub struct Branch {
     pub base: ObjectId,
     /// What changed since, and what was read.
     pub keys: WorkingSet,
+    /// How much of its history a collection keeps.
+    pub retention: Retention,
     /// How its state is told from others in the window.
     pub view: View,
     /// Lanes that are on it.
     pub lanes: u32,
+}
+
+/// A name for a checkpoint.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Tag {
+    /// The checkpoint.
+    pub target: ObjectId,
+    /// Other agents may read it, by this name.
+    pub public: bool,
 }
 
 /// One agent.
@@ -74,8 +85,14 @@ pub struct Agent {
     pub name: Box<[u8]>,
     /// Whether other agents may read its values.
     pub public: bool,
-    /// What tags name: checkpoints.
-    pub tags: BTreeMap<Box<str>, ObjectId>,
+    /// How often it moved from one shard to another.
+    pub moves: u32,
+    /// Its tags by name.
+    pub tags: BTreeMap<Box<str>, Tag>,
+    /// Checkpoints that it did not make, but may read and follow.
+    pub adopted: BTreeSet<ObjectId>,
+    /// While it is suspended: the kept blob that lists its hot keys.
+    pub hot: Option<ObjectId>,
     /// Its L1 window, while a lane is attached.
     pub window: Option<WindowWriter>,
     /// The descriptor from which processes map the window.
@@ -96,7 +113,10 @@ impl Agent {
         let mut agent = Self {
             name: name.into(),
             public,
+            moves: 0,
             tags: BTreeMap::new(),
+            adopted: BTreeSet::new(),
+            hot: None,
             window: None,
             window_fd: None,
             lanes: 0,
@@ -189,6 +209,7 @@ impl Agent {
             head_sequence: None,
             base,
             keys: WorkingSet::default(),
+            retention: Retention::All,
             view,
             lanes: 0,
         });
@@ -230,6 +251,13 @@ impl Agent {
         Some(*removed)
     }
 
+    /// All branches and forks of an agent that is gone; what they knew, to be given up.
+    pub fn into_branches(self) -> impl Iterator<Item = Branch> {
+        let branches = self.branches.into_iter().flatten();
+        let forks = self.forks.into_values();
+        branches.chain(forks).map(|branch| *branch)
+    }
+
     /// Takes a branch out that has no name, if there is one: of what made it, the log ends too early.
     pub fn remove_nameless(&mut self) -> Option<Branch> {
         let mut branches = self.branches.iter_mut();
@@ -269,7 +297,8 @@ impl Agent {
             .map(|branch| size_of::<Branch>() + 2 * branch.name.len() + branch.keys.memory_bytes())
             .sum();
         let tags: usize = self.tags.keys().map(|name| name.len() + 80).sum();
-        self.branches.capacity() * size_of::<usize>() + branches + tags
+        let adopted = self.adopted.len() * 48;
+        self.branches.capacity() * size_of::<usize>() + branches + tags + adopted
     }
 }
 

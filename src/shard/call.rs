@@ -16,8 +16,8 @@ use crate::agent::call::{self, BranchInfo, Call, Checkpointed, Id, Policy, Revis
 use crate::agent::entry::{Completion, Status, Submission};
 use crate::config::Durability;
 use crate::id::{BranchNo, ObjectId};
-use crate::segment::{Disk, Record, Sequence};
-use crate::shard::agent::{BranchRef, FORK_NUMBERS, MAIN};
+use crate::segment::{Disk, Head, Sequence};
+use crate::shard::agent::{BranchRef, FORK_NUMBERS, MAIN, Tag};
 use crate::shard::commit::{Asked, Prepared};
 use crate::shard::lanes::LaneRef;
 use crate::shard::pending::PowerWait;
@@ -335,11 +335,11 @@ impl<D: Disk> Shard<D> {
             return Err(Refused::Unsaved(changes).into());
         }
         self.store.ready(0, false)?;
-        let record = Record::BranchGone {
+        let head = Head::BranchGone {
             agent: place.agent,
             branch,
         };
-        let appended = self.store.append(&record)?;
+        let appended = self.store.append(&head.into())?;
         self.flush_commit()?;
         self.store.removed(gone);
         Ok(committed(appended.sequence))
@@ -458,7 +458,7 @@ impl<D: Disk> Shard<D> {
         let target = self.store.resolve(place, target)?;
         let target = target.head.ok_or(Refused::NoSuchRevision)?;
         let known = self.store.tables.agent(place.agent).tags.get(name);
-        if known.is_some_and(|&known| known != target) && !force {
+        if known.is_some_and(|known| known.target != target) && !force {
             return Err(Status::NameTaken.into());
         }
         if known.is_none() {
@@ -466,7 +466,8 @@ impl<D: Disk> Shard<D> {
         }
         let sequence = self.append_tag(place, name, Some(target))?;
         let tags = &mut self.store.tables.agent_mut(place.agent).tags;
-        tags.insert(name.into(), target);
+        let public = false;
+        tags.insert(name.into(), Tag { target, public });
         Ok(committed(sequence))
     }
 
@@ -486,12 +487,13 @@ impl<D: Disk> Shard<D> {
         target: Option<ObjectId>,
     ) -> Result<Sequence, Failed> {
         self.store.ready(0, false)?;
-        let record = Record::Tag {
+        let head = Head::Tag {
             agent: place.agent,
+            public: false,
             name: name.as_bytes(),
             target,
         };
-        let appended = self.store.append(&record)?;
+        let appended = self.store.append(&head.into())?;
         self.flush_commit()?;
         Ok(appended.sequence)
     }
@@ -501,7 +503,7 @@ impl<D: Disk> Shard<D> {
         let range = (Bound::Excluded(after), Bound::Unbounded);
         let found: Vec<_> = tags
             .range::<str, _>(range)
-            .map(|(name, target)| (name.clone(), *target))
+            .map(|(name, tag)| (name.clone(), tag.target))
             .collect();
         let mut outcome = Outcome::default();
         for (name, target) in found {

@@ -16,7 +16,7 @@
 
 use crate::id::ObjectId;
 use crate::segment::index::ObjectNo;
-use crate::segment::{Disk, HEAD_BYTES_MAX, ObjectKind, Record, Sequence};
+use crate::segment::{Disk, HEAD_BYTES_MAX, Head, ObjectKind, Record, Sequence};
 use crate::shard::agent::BranchRef;
 use crate::shard::store::{Refused, Store, refused};
 use crate::state::checkpoint::{self, Checkpoint, Metadata, NewCheckpoint, PARENTS_MAX};
@@ -302,12 +302,8 @@ impl<D: Disk> Store<D> {
                 continue;
             }
             self.ready(0, false)?;
-            self.append(&Record::Object {
-                kind,
-                id,
-                kept: true,
-                payload: None,
-            })?;
+            let kept = true;
+            self.append(&Head::Object { kind, id, kept }.into())?;
             self.tables.objects.keep(no);
             self.undo_keep(no);
         }
@@ -327,10 +323,9 @@ impl<D: Disk> Store<D> {
             return Ok(false);
         }
         self.ready(bytes.len(), false)?;
-        let record = Record::Object {
-            kind,
-            id,
-            kept: true,
+        let kept = true;
+        let record = Record {
+            head: Head::Object { kind, id, kept },
             payload: Some(bytes),
         };
         let appended = self.append(&record)?;
@@ -356,7 +351,7 @@ impl<D: Disk> Store<D> {
             // A fork: nobody will ask for it after a crash.
             return Ok(self.log.last());
         }
-        let record = Record::Branch {
+        let record = Head::Branch {
             agent: at.agent,
             branch: at.branch,
             name: name.as_bytes(),
@@ -364,7 +359,8 @@ impl<D: Disk> Store<D> {
             tree,
             changes_stay,
         };
-        Ok(self.log.append(&record).map_err(refused)?.sequence)
+        let appended = self.log.append(&record.into());
+        Ok(appended.map_err(refused)?.sequence)
     }
 
     /// Makes a prepared checkpoint count: its records were flushed.
@@ -460,7 +456,7 @@ impl<D: Disk> Store<D> {
             false => self.ready(bytes + 2 * HEAD_BYTES_MAX, false),
         };
         // Without a name it is none until the last record: a crash in between leaves nothing.
-        let nameless = Record::Branch {
+        let nameless = Head::Branch {
             agent: kept.agent,
             branch: kept.branch,
             name: b"",
@@ -469,7 +465,7 @@ impl<D: Disk> Store<D> {
             changes_stay: false,
         };
         let appended = room
-            .and_then(|()| self.append(&nameless))
+            .and_then(|()| self.append(&nameless.into()))
             .and_then(|_| self.append_changes(fork, kept, &places))
             .and_then(|()| self.append_branch(kept, Some(name), head, base, true));
         self.commits.places = places;
@@ -485,22 +481,21 @@ impl<D: Disk> Store<D> {
         for &place in places {
             let (key, held) = self.tables.branch(fork).keys.at(place);
             let (agent, branch) = (kept.agent, kept.branch);
-            let record = match held.value {
-                None => Record::Delete { agent, branch, key },
+            let head = match held.value {
+                None => Head::Delete { agent, branch, key },
                 Some(value) => {
                     let object = self.tables.objects.get(ObjectNo(value.object));
-                    Record::Put {
+                    Head::Put {
                         agent,
                         branch,
                         key,
                         kind: object.kind,
                         id: object.id,
                         value_bytes: value.bytes,
-                        payload: None,
                     }
                 }
             };
-            self.log.append(&record).map_err(refused)?;
+            self.log.append(&head.into()).map_err(refused)?;
         }
         Ok(())
     }

@@ -316,7 +316,7 @@ impl<D: Disk> Shard<D> {
             }
             // The tables were taken back already, and with them perhaps the agent itself.
             if let Some(lane) = self.lanes.detach(reply.session, reply.lane) {
-                if self.store.tables.agents.len() > lane.agent.0 as usize {
+                if self.store.tables.has_agent(lane.agent) {
                     self.close_lane(lane, CloseReason::Detached);
                 } else {
                     self.forget_lane(lane, CloseReason::Detached);

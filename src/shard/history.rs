@@ -162,8 +162,8 @@ impl<D: Disk> Store<D> {
                 .and_then(of_branch)
                 .ok_or(Refused::NoSuchRevision)?,
             Revision::Tag(name) => {
-                let target = agent.tags.get(name).copied();
-                Some(target.ok_or(Refused::NoSuchRevision)?)
+                let tag = agent.tags.get(name);
+                Some(tag.ok_or(Refused::NoSuchRevision)?.target)
             }
             Revision::Checkpoint(id) => Some(ObjectId::from_bytes(id)),
         };

@@ -18,7 +18,7 @@
 use crate::id::{OBJECT_ID_BYTES, ObjectId};
 use crate::segment::format::{RECORD_ALIGN, RECORD_HEADER_BYTES};
 use crate::segment::index::ObjectNo;
-use crate::segment::{Disk, ObjectKind, Record};
+use crate::segment::{Disk, Head, ObjectKind, Record};
 use crate::shard::agent::BranchRef;
 use crate::shard::store::{Refused, Store, Written};
 use crate::shard::tables::Child;
@@ -138,16 +138,15 @@ impl<D: Disk> Store<D> {
         // Of a fork nobody asks for keys after the run.
         let mut sequence = self.log.last();
         if !at.is_fork() {
-            let record = Record::Put {
+            let head = Head::Put {
                 agent: at.agent,
                 branch: at.branch,
                 key,
                 kind: ObjectKind::Chunks,
                 id,
                 value_bytes,
-                payload: None,
             };
-            sequence = self.append(&record)?.sequence;
+            sequence = self.append(&head.into())?.sequence;
         }
         open.iter_mut().for_each(Vec::clear);
         let object = root.0;
@@ -186,10 +185,12 @@ impl<D: Disk> Store<D> {
         let logged = found.is_some_and(|object| self.tables.objects.get(object).logged);
         let mut stored = None;
         if !logged {
-            let record = Record::Object {
-                kind,
-                id: new.id,
-                kept: false,
+            let record = Record {
+                head: Head::Object {
+                    kind,
+                    id: new.id,
+                    kept: false,
+                },
                 payload: found.is_none().then_some(new.bytes),
             };
             stored = Some(self.append(&record)?.payload);

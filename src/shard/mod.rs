@@ -40,6 +40,8 @@ mod peer;
 mod pending;
 mod read;
 mod replay;
+#[cfg(test)]
+mod replay_tests;
 mod scan;
 pub mod store;
 pub mod tables;
@@ -692,9 +694,8 @@ impl<D: Disk> Shard<D> {
         let window_bytes: usize = self
             .store
             .tables
-            .agents
-            .iter()
-            .filter_map(|agent| agent.window.as_ref())
+            .all_agents()
+            .filter_map(|(_, agent)| agent.window.as_ref())
             .filter(|window| !window.is_empty())
             .map(|window| window.bytes())
             .sum();
@@ -707,7 +708,7 @@ impl<D: Disk> Shard<D> {
     /// Brings the gauges up to date that cost nothing.
     fn publish_counts(&self) {
         let (store, counters) = (&self.store, self.counters());
-        counters.agents.set(store.tables.agents.len() as u64);
+        counters.agents.set(store.tables.agent_count() as u64);
         counters.lanes.set(self.lanes.len() as u64);
         counters.keys.set(store.tables.keys);
         counters.objects.set(store.tables.objects.len() as u64);

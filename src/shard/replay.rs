@@ -11,7 +11,7 @@
 use crate::id::{AgentNo, BranchNo, ObjectId, SegmentNo};
 use crate::segment::index::ObjectNo;
 use crate::segment::{Head, Location, ObjectKind, RecoveredRecord};
-use crate::shard::agent::{BranchRef, named};
+use crate::shard::agent::{Agent, BranchRef, Tag, is_fork, named};
 use crate::shard::tables::{Child, Freed, Tables, TablesError};
 use crate::state::chunks;
 use crate::state::{Held, Value, WorkingSet};
@@ -21,20 +21,6 @@ impl Tables {
     pub fn apply(&mut self, record: &RecoveredRecord<'_>) -> Result<(), TablesError> {
         let sequence = record.sequence.0;
         match record.head {
-            Head::Agent {
-                agent,
-                public,
-                name,
-            } => {
-                let next = self.agents.len();
-                match self.agents.get_mut(agent.0 as usize) {
-                    Some(known) => known.public = public,
-                    None if agent.0 as usize == next => {
-                        self.add_agent(name, public);
-                    }
-                    None => return Err(TablesError::UnknownAgent { sequence, agent }),
-                }
-            }
             Head::Object { kind, id, kept } => {
                 let no = self.stored(record, id, kind)?;
                 if kept {
@@ -67,32 +53,94 @@ impl Tables {
                 let before = self.set_key(at, key, None);
                 self.drop_value(before);
             }
+            Head::Synced { .. } | Head::Dropped { .. } => {}
+            _ => self.apply_to_agent(sequence, &record.head)?,
+        }
+        Ok(())
+    }
+
+    /// Replays what is said of an agent or of a branch, beside its keys.
+    fn apply_to_agent(&mut self, sequence: u64, head: &Head<'_>) -> Result<(), TablesError> {
+        match *head {
+            Head::Agent {
+                agent,
+                public,
+                moves,
+                name,
+            } => {
+                // Numbers in between are of agents that are gone, or are said again later. Each was
+                // given out by a record, so that there can't be more of them than records.
+                if u64::from(agent.0) >= sequence {
+                    return Err(TablesError::UnknownAgent { sequence, agent });
+                }
+                let known = match self.has_agent(agent) {
+                    true => self.agent_mut(agent),
+                    false => self.insert_agent(agent, name, public),
+                };
+                (known.public, known.moves) = (public, moves);
+            }
             Head::Branch { agent, name, .. } | Head::Tag { agent, name, .. } => {
                 let bad = TablesError::BadName { sequence };
                 let name = std::str::from_utf8(name).map_err(|_| bad)?;
-                if self.agents.get(agent.0 as usize).is_none() {
-                    return Err(TablesError::UnknownAgent { sequence, agent });
-                }
-                self.apply_name(&record.head, name);
+                self.known_agent(sequence, agent)?;
+                self.apply_name(sequence, head, name)?;
             }
             Head::BranchGone { agent, branch } => {
                 self.known(sequence, agent, branch)?;
                 if let Some(gone) = self.agent_mut(agent).remove_branch(branch) {
-                    self.settle(gone.keys, false);
+                    self.give_up(gone.keys, false);
                 }
             }
-            Head::Synced { .. } => {}
+            Head::AgentGone { agent } => {
+                self.known_agent(sequence, agent)?;
+                if let Some(gone) = self.remove_agent(agent) {
+                    for branch in gone.into_branches() {
+                        self.give_up(branch.keys, false);
+                    }
+                }
+            }
+            Head::Retention {
+                agent,
+                branch,
+                rule,
+            } => {
+                let at = self.known(sequence, agent, branch)?;
+                self.branch_mut(at).retention = rule;
+            }
+            Head::Adopted {
+                agent,
+                target,
+                gone,
+            } => {
+                let adopted = &mut self.known_agent(sequence, agent)?.adopted;
+                match gone {
+                    true => adopted.remove(&target),
+                    false => adopted.insert(target),
+                };
+            }
+            Head::Hot { agent, list } => self.known_agent(sequence, agent)?.hot = list,
+            _ => {}
         }
         Ok(())
     }
 
     /// Replays what gives a name a meaning.
-    fn apply_name(&mut self, head: &Head<'_>, name: &str) {
+    fn apply_name(
+        &mut self,
+        sequence: u64,
+        head: &Head<'_>,
+        name: &str,
+    ) -> Result<(), TablesError> {
         match *head {
-            Head::Tag { agent, target, .. } => {
+            Head::Tag {
+                agent,
+                public,
+                target,
+                ..
+            } => {
                 let tags = &mut self.agent_mut(agent).tags;
                 match target {
-                    Some(target) => _ = tags.insert(name.into(), target),
+                    Some(target) => _ = tags.insert(name.into(), Tag { target, public }),
                     None => _ = tags.remove(name),
                 }
             }
@@ -104,27 +152,37 @@ impl Tables {
                 changes_stay,
                 ..
             } => {
+                // As with agents: each number was given out by a record.
+                if is_fork(branch) || u64::from(branch.0) >= sequence {
+                    return Err(TablesError::UnknownBranch {
+                        sequence,
+                        agent,
+                        branch,
+                    });
+                }
                 let agent = self.agent_mut(agent);
                 let moved = match agent.branch_mut(branch) {
                     Some(known) if changes_stay => {
-                        known.head = head;
+                        // Said again of a main branch, the tree is new to whoever starts there.
+                        (known.head, known.base) = (head, tree);
                         agent.rename(branch, name);
-                        return;
+                        return Ok(());
                     }
                     Some(known) => known.head != head,
                     None => false,
                 };
                 if let Some(before) = agent.set_branch(branch, name, head, tree) {
-                    self.settle(before, moved);
+                    self.give_up(before, moved);
                 }
             }
             _ => {}
         }
+        Ok(())
     }
 
     /// Gives a working set up that a record ends; where that was a checkpoint, its tree may hold what
     /// the set named.
-    fn settle(&mut self, set: WorkingSet, checkpointed: bool) {
+    fn give_up(&mut self, set: WorkingSet, checkpointed: bool) {
         self.keys -= set.values().count() as u64;
         for value in set.retire() {
             let object = ObjectNo(value.object);
@@ -139,9 +197,11 @@ impl Tables {
     /// fetches, and drops what nothing holds. A node that can't be read is quarantined, not the end
     /// of the shard.
     pub fn finish(&mut self, mut read: impl FnMut(Location) -> Option<Vec<u8>>) {
-        for agent in 0..self.agents.len() {
-            while let Some(nameless) = self.agents[agent].remove_nameless() {
-                self.settle(nameless.keys, false);
+        for agent in (0..self.next_agent().0).map(AgentNo) {
+            while self.has_agent(agent)
+                && let Some(nameless) = self.agent_mut(agent).remove_nameless()
+            {
+                self.give_up(nameless.keys, false);
             }
         }
         let loose = std::mem::take(&mut self.loose);
@@ -210,16 +270,20 @@ impl Tables {
         std::mem::take(&mut self.dead).into_iter()
     }
 
+    fn known_agent(&mut self, sequence: u64, agent: AgentNo) -> Result<&mut Agent, TablesError> {
+        match self.has_agent(agent) {
+            true => Ok(self.agent_mut(agent)),
+            false => Err(TablesError::UnknownAgent { sequence, agent }),
+        }
+    }
+
     fn known(
-        &self,
+        &mut self,
         sequence: u64,
         agent: AgentNo,
         branch: BranchNo,
     ) -> Result<BranchRef, TablesError> {
-        let Some(known) = self.agents.get(agent.0 as usize) else {
-            return Err(TablesError::UnknownAgent { sequence, agent });
-        };
-        match known.branch(branch) {
+        match self.known_agent(sequence, agent)?.branch(branch) {
             Some(_) => Ok(BranchRef { agent, branch }),
             None => Err(TablesError::UnknownBranch {
                 sequence,

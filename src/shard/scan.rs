@@ -59,7 +59,8 @@ impl<D: Disk> Shard<D> {
         };
         let (prefix, after) = (&scratch.key, &scratch.value);
         let tables = &mut self.store.tables;
-        let branch = tables.agents[place.agent.0 as usize].branch_mut(place.branch);
+        let agent = tables.agents[place.agent.0 as usize].as_mut();
+        let branch = agent.and_then(|agent| agent.branch_mut(place.branch));
         let branch = branch.expect("a branch that was checked");
         let mut page = Page {
             ring: &lane.ring,

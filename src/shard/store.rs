@@ -20,7 +20,7 @@ use crate::cache::{EntryNo, L2};
 use crate::id::{AgentNo, ObjectId};
 use crate::segment::index::{NOT_CACHED, ObjectNo};
 use crate::segment::{
-    Appended, Disk, DiskError, HEAD_BYTES_MAX, IoReply, Location, Log, LogError, LogEvent,
+    Appended, Disk, DiskError, HEAD_BYTES_MAX, Head, IoReply, Location, Log, LogError, LogEvent,
     NotReady, ObjectKind, Read, Record, Sequence,
 };
 use crate::shard::agent::{BranchRef, named};
@@ -378,25 +378,20 @@ impl<D: Disk> Store<D> {
             payload,
         } = *named;
         let kind = ObjectKind::Blob;
-        let record = if at.is_fork() {
-            Record::Object {
-                kind,
-                id,
-                kept: false,
-                payload,
-            }
+        let head = if at.is_fork() {
+            let kept = false;
+            Head::Object { kind, id, kept }
         } else {
-            Record::Put {
+            Head::Put {
                 agent: at.agent,
                 branch: at.branch,
                 key,
                 kind,
                 id,
                 value_bytes,
-                payload,
             }
         };
-        self.append(&record)
+        self.append(&Record { head, payload })
     }
 
     /// Removes a key; `None` where it was not there.
@@ -408,7 +403,7 @@ impl<D: Disk> Store<D> {
             self.log.last()
         } else {
             let (agent, branch) = (at.agent, at.branch);
-            self.append(&Record::Delete { agent, branch, key })?
+            self.append(&Head::Delete { agent, branch, key }.into())?
                 .sequence
         };
         let before = self.tables.set_key(at, key, None);
@@ -425,13 +420,14 @@ impl<D: Disk> Store<D> {
             return Ok(agent);
         }
         self.ready(0, known.is_none())?;
-        let agent = known.unwrap_or(AgentNo(self.tables.agents.len() as u32));
-        let record = Record::Agent {
+        let agent = known.unwrap_or(self.tables.next_agent());
+        let head = Head::Agent {
             agent,
             public,
+            moves: known.map_or(0, |known| self.tables.agent(known).moves),
             name,
         };
-        self.log.append(&record).map_err(refused)?;
+        self.append(&head.into())?;
         match known {
             Some(agent) => {
                 let before = std::mem::replace(&mut self.tables.agent_mut(agent).public, public);

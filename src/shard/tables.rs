@@ -5,7 +5,8 @@
 //!
 //! Invariants
 //! - an object's references are: keys that name it + nodes over chunks that hold it + uploads that hold it.
-//! - `agents[n]` is the agent of number `n`; numbers are never reused.
+//! - an agent is found by its number in one step. The number of one that is gone stays empty and is not
+//!   given out again in this run; after a start it may be, once the log knows nothing of it any more.
 
 use std::collections::HashMap;
 
@@ -80,8 +81,10 @@ pub struct Chunk {
 /// The tables of one shard.
 #[derive(Debug, Default)]
 pub struct Tables {
-    /// By number.
-    pub agents: Vec<Agent>,
+    /// By number; none where one is gone.
+    pub(super) agents: Vec<Option<Box<Agent>>>,
+    /// Agents that are there.
+    agent_count: u32,
     /// By name.
     pub by_name: HashMap<Box<[u8]>, AgentNo>,
     /// All objects.
@@ -114,28 +117,86 @@ impl Tables {
 
     /// The agent of a number that this shard gave out.
     #[must_use]
+    ///
+    /// # Panics
+    /// Where it is gone.
+    #[inline]
     pub fn agent(&self, no: AgentNo) -> &Agent {
-        &self.agents[no.0 as usize]
+        self.agents[no.0 as usize]
+            .as_deref()
+            .expect("an agent that is there")
     }
 
     /// The agent of a number that this shard gave out.
+    ///
+    /// # Panics
+    /// Where it is gone.
+    #[inline]
     pub fn agent_mut(&mut self, no: AgentNo) -> &mut Agent {
-        &mut self.agents[no.0 as usize]
+        self.agents[no.0 as usize]
+            .as_deref_mut()
+            .expect("an agent that is there")
+    }
+
+    /// Whether there is an agent of this number.
+    #[must_use]
+    pub fn has_agent(&self, no: AgentNo) -> bool {
+        matches!(self.agents.get(no.0 as usize), Some(Some(_)))
+    }
+
+    /// Agents that are there.
+    #[must_use]
+    pub fn agent_count(&self) -> u32 {
+        self.agent_count
+    }
+
+    /// The number that the next agent gets. All that were ever given out are below it.
+    #[must_use]
+    pub fn next_agent(&self) -> AgentNo {
+        AgentNo(self.agents.len() as u32)
+    }
+
+    /// All agents that are there, in order of their numbers.
+    pub fn all_agents(&self) -> impl Iterator<Item = (AgentNo, &Agent)> {
+        let numbered = (0..).map(AgentNo).zip(&self.agents);
+        numbered.filter_map(|(no, agent)| Some((no, agent.as_deref()?)))
     }
 
     /// Adds an agent under the next number.
     pub fn add_agent(&mut self, name: &[u8], public: bool) -> AgentNo {
-        let no = AgentNo(self.agents.len() as u32);
-        let agent = Agent::new(name, public);
-        self.agents.push(agent);
-        self.by_name.insert(name.into(), no);
+        let no = self.next_agent();
+        self.insert_agent(no, name, public);
         no
+    }
+
+    /// Adds an agent under a number that none has, or none any more.
+    pub(super) fn insert_agent(&mut self, no: AgentNo, name: &[u8], public: bool) -> &mut Agent {
+        debug_assert!(!self.has_agent(no));
+        let at = no.0 as usize;
+        if self.agents.len() <= at {
+            self.agents.resize_with(at + 1, || None);
+        }
+        self.agent_count += 1;
+        self.by_name.insert(name.into(), no);
+        self.agents[at].insert(Box::new(Agent::new(name, public)))
+    }
+
+    /// Takes an agent out, whose number stays empty; what its branches knew is to be given up.
+    pub fn remove_agent(&mut self, no: AgentNo) -> Option<Box<Agent>> {
+        let agent = self.agents.get_mut(no.0 as usize)?.take()?;
+        self.agent_count -= 1;
+        // Another may have the name by now.
+        if self.by_name.get(&agent.name) == Some(&no) {
+            self.by_name.remove(&agent.name);
+        }
+        Some(agent)
     }
 
     /// Takes back the agent that was added last, which has no keys yet.
     pub fn remove_last_agent(&mut self) {
-        let agent = self.agents.pop().expect("an agent was just added");
-        self.by_name.remove(&agent.name);
+        let last = AgentNo(self.agents.len() as u32 - 1);
+        self.remove_agent(last).expect("an agent was just added");
+        self.agents.pop();
     }
 
     /// Adds an object with one reference.
@@ -257,10 +318,12 @@ impl Tables {
     /// Bytes of memory that indexes, names and working sets take.
     #[must_use]
     pub fn memory_bytes(&self) -> u64 {
-        let sets: usize = self.agents.iter().map(Agent::memory_bytes).sum();
+        let sets = self.all_agents().map(|(_, agent)| agent.memory_bytes());
+        let sets: usize = sets.sum();
         let chunks = self.chunks.values();
         let chunks: usize = chunks.map(|all| size_of_val(&**all) + 64).sum();
-        let agents = self.agents.capacity() * (size_of::<Agent>() + 96);
+        let agents = self.agents.capacity() * size_of::<usize>()
+            + self.agent_count as usize * (size_of::<Agent>() + 96);
         (self.objects.memory_bytes() + sets + chunks + agents) as u64
     }
 }

@@ -295,7 +295,7 @@ impl World {
         let tables = &self.shard.store.tables;
         let mut wanted: BTreeMap<u32, u32> = BTreeMap::new();
         let mut keys = 0;
-        for agent in &tables.agents {
+        for (_, agent) in tables.all_agents() {
             for value in agent.all_branches().flat_map(|branch| branch.keys.values()) {
                 *wanted.entry(value.object).or_default() += 1;
                 keys += 1;

@@ -435,7 +435,7 @@ fn a_sync_is_said_once_and_only_if_something_follows() {
     }
     assert_eq!((rig.disk.writes, rig.log.last()), (writes, Sequence(7)));
     let mut expected = few_records();
-    expected.push(Owned::Synced(7));
+    expected.push(Owned::Synced(7, 8));
     for n in 0..3 {
         let record = Owned::put(n, b"k", b"v");
         rig.write(std::slice::from_ref(&record));
@@ -447,7 +447,7 @@ fn a_sync_is_said_once_and_only_if_something_follows() {
     let last = Owned::put(9, b"k", b"v");
     rig.append(&last);
     rig.flush();
-    expected.extend([Owned::Synced(11), last]);
+    expected.extend([Owned::Synced(11, expected.len() as u64 + 1), last]);
     rig.disk.kill();
     assert_eq!(read_all(&mut rig.disk).unwrap().1, expected);
 }
@@ -470,7 +470,7 @@ fn what_a_failed_flush_dropped_is_said_again() {
         assert_eq!(rig.log.flush(&mut rig.disk).is_ok(), attempt == 1);
     }
     rig.disk.kill();
-    let expected = [few_records(), vec![Owned::Synced(7), record]].concat();
+    let expected = [few_records(), vec![Owned::Synced(7, 8), record]].concat();
     assert_eq!(read_all(&mut rig.disk).unwrap().1, expected);
 }
 

@@ -85,7 +85,8 @@ impl Model {
         match self.rig.log.append(&record.record()) {
             Ok(appended) => {
                 if appended.sequence.0 == self.records.len() as u64 + 2 {
-                    self.records.push(Owned::Synced(synced));
+                    let sequence = self.records.len() as u64 + 1;
+                    self.records.push(Owned::Synced(synced, sequence));
                     self.fired.proofs += 1;
                 }
                 self.records.push(record);
@@ -264,12 +265,12 @@ fn rot(seed: u64, flips: u32, sum: &mut Rotten) {
         };
         assert!(seen.len() <= whole.len());
         for (seen, record) in seen.iter().zip(&whole) {
-            assert_eq!(seen.record().head(), record.record().head());
+            assert_eq!(seen.head(), record.head());
         }
         // Nothing behind the record that was hit says that it had been synced.
         let behind = whole.iter().skip(seen.len() + 1);
         let mut said = behind.filter_map(|record| match record {
-            Owned::Synced(upto) => Some(*upto),
+            Owned::Synced(upto, _) => Some(*upto),
             _ => None,
         });
         assert!(

@@ -5,7 +5,8 @@
 
 use super::*;
 use crate::segment::files::tail_file_name;
-use crate::segment::format::{SEGMENT_HEADER_BYTES, SegmentHeader, decode, encode};
+use crate::segment::format::{SEGMENT_HEADER_BYTES, decode, encode};
+use crate::segment::header::SegmentHeader;
 use crate::segment::{Cut, Directory, DiskError, FilesError, Location};
 
 const ONE: SegmentNo = SegmentNo(1);
@@ -56,7 +57,7 @@ fn synced_then_more() -> (MemoryDisk, Vec<Owned>) {
     rig.write(&few_records());
     rig.disk.kill();
     let (_, records) = read_all(&mut rig.disk.clone()).unwrap();
-    assert_eq!(records[7], Owned::Synced(7));
+    assert_eq!(records[7], Owned::Synced(7, 8));
     assert_eq!(
         (&records[..7], &records[8..]),
         (&few_records()[..], &few_records()[..])
@@ -80,7 +81,7 @@ fn one_damaged(disk: &mut MemoryDisk, records: &[Owned], index: usize) {
     assert_eq!((recovered.report.damaged, recovered.damaged.len()), (1, 1));
     assert_eq!(seen.len(), records.len());
     for (at, (seen, record)) in seen.iter().zip(records).enumerate() {
-        assert_eq!(seen.record().head(), record.record().head());
+        assert_eq!(seen.head(), record.head());
         assert_eq!(seen == record, at != index, "record {at}");
     }
     // From now on a footer stands for it: reads find out.
@@ -160,10 +161,10 @@ fn a_flipped_bit_in_a_sealed_log_costs_no_record() {
         let (recovered, seen) = read_all(&mut disk).unwrap();
         assert_eq!(recovered.start.last, Sequence(15), "byte {at}");
         for (seen, record) in seen.iter().zip(&records) {
-            let payload = seen.record().payload().unwrap_or_default();
+            let payload = seen.record().payload.unwrap_or_default();
             // Payloads of a sealed segment are verified when they are read.
-            let caught = !seen.record().head().verify(payload);
-            assert_eq!(seen.record().head(), record.record().head());
+            let caught = !seen.head().verify(payload);
+            assert_eq!(seen.head(), record.head());
             assert!(seen == record || caught, "byte {at}");
         }
     }
@@ -305,9 +306,10 @@ fn a_payload_that_looks_like_proof_is_none() {
     for log_id in [LogId(0), CONFIG.log_id] {
         let mut forged = Vec::new();
         let upto = Sequence(1000);
-        let synced = Record::Synced { log_id, upto };
-        for sequence in 1..20 {
-            encode(&synced, Sequence(sequence), 0, 0, &mut forged);
+        for sequence in (1..20).map(Sequence) {
+            let proof = synced_proof(log_id, sequence, upto);
+            let synced = Head::Synced { upto, proof };
+            encode(&synced.into(), sequence, 0, 0, &mut forged);
         }
         let mut rig = Rig::new();
         rig.write(&[big(1), Owned::put(1, b"12345678", &forged)]);

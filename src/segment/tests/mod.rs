@@ -8,9 +8,9 @@ mod damage;
 mod layout;
 mod recovery;
 
-use crate::id::{AgentNo, BranchNo, ObjectId, SegmentNo, ShardNo};
+use crate::id::{AgentNo, BranchNo, ObjectId, Retention, SegmentNo, ShardNo};
 
-use super::format::PART_BYTES_MAX;
+use super::format::{PART_BYTES_MAX, synced_proof};
 use super::memory::{MemoryDisk, Random};
 use super::{
     Head, Log, LogConfig, LogEvent, LogId, LogStart, NotReady, ObjectKind, Record, RecoverError,
@@ -32,11 +32,16 @@ enum Owned {
     Put(u32, Vec<u8>, ObjectKind, ObjectId, u64, Option<Vec<u8>>),
     Delete(u32, Vec<u8>),
     Object(ObjectKind, ObjectId, Vec<u8>),
-    /// Appended by the log itself.
-    Synced(u64),
+    /// Appended by the log itself: what it says, and its own sequence.
+    Synced(u64, u64),
     Branch(u32, Vec<u8>, Option<ObjectId>, ObjectId, bool),
     BranchGone(u32),
     Tag(u32, Vec<u8>, Option<ObjectId>),
+    AgentGone(u32),
+    Retention(u32, Retention),
+    Adopted(u32, ObjectId, bool),
+    Hot(u32, Option<ObjectId>),
+    Dropped(u32, u32),
 }
 
 /// The branch that records of an agent are about here.
@@ -58,34 +63,33 @@ impl Owned {
         )
     }
 
-    fn record(&self) -> Record<'_> {
+    fn head(&self) -> Head<'_> {
         match self {
-            Self::Agent(agent, public, name) => Record::Agent {
+            Self::Agent(agent, public, name) => Head::Agent {
                 agent: AgentNo(*agent),
                 public: *public,
+                moves: agent % 3,
                 name,
             },
-            Self::Put(agent, key, kind, id, value_bytes, payload) => Record::Put {
+            Self::Put(agent, key, kind, id, value_bytes, _) => Head::Put {
                 agent: AgentNo(*agent),
                 branch: branch_of(*agent),
                 key,
                 kind: *kind,
                 id: *id,
                 value_bytes: *value_bytes,
-                payload: payload.as_deref(),
             },
-            Self::Delete(agent, key) => Record::Delete {
+            Self::Delete(agent, key) => Head::Delete {
                 agent: AgentNo(*agent),
                 branch: branch_of(*agent),
                 key,
             },
-            Self::Object(kind, id, payload) => Record::Object {
+            Self::Object(kind, id, _) => Head::Object {
                 kind: *kind,
                 id: *id,
                 kept: id.as_bytes()[0] % 2 == 1,
-                payload: Some(payload),
             },
-            Self::Branch(agent, name, head, tree, changes_stay) => Record::Branch {
+            Self::Branch(agent, name, head, tree, changes_stay) => Head::Branch {
                 agent: AgentNo(*agent),
                 branch: branch_of(*agent),
                 name,
@@ -93,71 +97,101 @@ impl Owned {
                 tree: *tree,
                 changes_stay: *changes_stay,
             },
-            Self::BranchGone(agent) => Record::BranchGone {
+            Self::BranchGone(agent) => Head::BranchGone {
                 agent: AgentNo(*agent),
                 branch: branch_of(*agent),
             },
-            Self::Tag(agent, name, target) => Record::Tag {
+            Self::Tag(agent, name, target) => Head::Tag {
                 agent: AgentNo(*agent),
+                public: target.is_some() && agent % 3 == 0,
                 name,
                 target: *target,
             },
-            Self::Synced(upto) => Record::Synced {
-                log_id: CONFIG.log_id,
+            Self::AgentGone(agent) => Head::AgentGone {
+                agent: AgentNo(*agent),
+            },
+            Self::Retention(agent, rule) => Head::Retention {
+                agent: AgentNo(*agent),
+                branch: branch_of(*agent),
+                rule: *rule,
+            },
+            Self::Adopted(agent, target, gone) => Head::Adopted {
+                agent: AgentNo(*agent),
+                target: *target,
+                gone: *gone,
+            },
+            Self::Hot(agent, list) => Head::Hot {
+                agent: AgentNo(*agent),
+                list: *list,
+            },
+            Self::Dropped(first, last) => Head::Dropped {
+                first: SegmentNo(*first),
+                last: SegmentNo(*last),
+            },
+            Self::Synced(upto, sequence) => Head::Synced {
                 upto: Sequence(*upto),
+                proof: synced_proof(CONFIG.log_id, Sequence(*sequence), Sequence(*upto)),
             },
         }
     }
 
-    fn of(head: &Head<'_>, payload: Option<Vec<u8>>) -> Self {
-        match *head {
+    fn record(&self) -> Record<'_> {
+        let payload = match self {
+            Self::Put(.., payload) => payload.as_deref(),
+            Self::Object(.., payload) => Some(&**payload),
+            _ => None,
+        };
+        let head = self.head();
+        Record { head, payload }
+    }
+
+    /// What was decoded of the record of this sequence.
+    fn of(head: &Head<'_>, sequence: Sequence, payload: Option<Vec<u8>>) -> Self {
+        let owned = match *head {
             Head::Agent {
                 agent,
                 public,
                 name,
+                ..
             } => Self::Agent(agent.0, public, name.to_vec()),
             Head::Put {
                 agent,
-                branch,
                 key,
                 kind,
                 id,
                 value_bytes,
-            } => {
-                assert_eq!(branch, branch_of(agent.0));
-                Self::Put(agent.0, key.to_vec(), kind, id, value_bytes, payload)
-            }
-            Head::Delete { agent, branch, key } => {
-                assert_eq!(branch, branch_of(agent.0));
-                Self::Delete(agent.0, key.to_vec())
-            }
-            Head::Object { kind, id, kept } => {
-                let payload = payload.unwrap();
-                assert_eq!(kept, id.as_bytes()[0] % 2 == 1);
-                Self::Object(kind, id, payload)
-            }
+                ..
+            } => Self::Put(agent.0, key.to_vec(), kind, id, value_bytes, payload),
+            Head::Delete { agent, key, .. } => Self::Delete(agent.0, key.to_vec()),
+            Head::Object { kind, id, .. } => Self::Object(kind, id, payload.unwrap()),
             Head::Branch {
                 agent,
-                branch,
                 name,
                 head,
                 tree,
                 changes_stay,
-            } => {
-                assert_eq!(branch, branch_of(agent.0));
-                Self::Branch(agent.0, name.to_vec(), head, tree, changes_stay)
-            }
-            Head::BranchGone { agent, branch } => {
-                assert_eq!(branch, branch_of(agent.0));
-                Self::BranchGone(agent.0)
-            }
+                ..
+            } => Self::Branch(agent.0, name.to_vec(), head, tree, changes_stay),
+            Head::BranchGone { agent, .. } => Self::BranchGone(agent.0),
             Head::Tag {
                 agent,
                 name,
                 target,
+                ..
             } => Self::Tag(agent.0, name.to_vec(), target),
-            Head::Synced { upto } => Self::Synced(upto.0),
-        }
+            Head::AgentGone { agent } => Self::AgentGone(agent.0),
+            Head::Retention { agent, rule, .. } => Self::Retention(agent.0, rule),
+            Head::Adopted {
+                agent,
+                target,
+                gone,
+            } => Self::Adopted(agent.0, target, gone),
+            Head::Hot { agent, list } => Self::Hot(agent.0, list),
+            Head::Dropped { first, last } => Self::Dropped(first.0, last.0),
+            Head::Synced { upto, .. } => Self::Synced(upto.0, sequence.0),
+        };
+        assert_eq!(owned.head(), *head);
+        owned
     }
 
     fn random(random: &mut Random) -> Self {
@@ -170,7 +204,20 @@ impl Owned {
         let key = bytes(random, 40);
         let id = |random: &mut Random| ObjectId::of_blob(&random.next().to_le_bytes());
         let head = agent.is_multiple_of(2).then(|| id(random));
-        match random.below(11) {
+        let rules = [
+            Retention::All,
+            Retention::Last(random.next()),
+            Retention::Newer(random.next()),
+        ];
+        match random.below(16) {
+            11 => Self::AgentGone(agent),
+            12 => Self::Retention(agent, rules[random.below(3)]),
+            13 => Self::Adopted(agent, id(random), agent < 3),
+            14 => Self::Hot(agent, head),
+            15 => {
+                let first = 1 + (random.next() >> 33) as u32;
+                Self::Dropped(first, first + random.below(9) as u32)
+            }
             8 => Self::Branch(agent, key, head, id(random), agent < 4),
             9 => Self::BranchGone(agent),
             10 => Self::Tag(agent, key, head),
@@ -261,7 +308,7 @@ impl Rig {
 /// Recovers and reads every payload back; what the log itself appended is left out.
 fn read_back<F: SegmentFiles>(files: &mut F) -> Result<(Recovered, Vec<Owned>), RecoverError> {
     let (recovered, mut records) = read_all(files)?;
-    records.retain(|record| !matches!(record, Owned::Synced(_)));
+    records.retain(|record| !matches!(record, Owned::Synced(..)));
     Ok((recovered, records))
 }
 
@@ -270,7 +317,8 @@ fn read_all<F: SegmentFiles>(files: &mut F) -> Result<(Recovered, Vec<Owned>), R
     let mut seen = Vec::new();
     let recovered = recover(files, SHARD, &mut |record| {
         assert_eq!(record.sequence.0, seen.len() as u64 + 1);
-        seen.push((Owned::of(&record.head, Some(Vec::new())), record.payload));
+        let owned = Owned::of(&record.head, record.sequence, Some(Vec::new()));
+        seen.push((owned, record.payload));
     })?;
     let mut records = Vec::new();
     for (mut record, at) in seen {

@@ -4,7 +4,8 @@
 
 use super::*;
 use crate::id::BranchNo;
-use crate::segment::format::{FORMAT_VERSION, SEGMENT_HEADER_BYTES, SegmentHeader, encode};
+use crate::segment::format::{FORMAT_VERSION, SEGMENT_HEADER_BYTES, encode};
+use crate::segment::header::SegmentHeader;
 use crate::segment::{Directory, FilesError};
 
 /// A log of a few records in segment 1, and a spare; sealed or not.
@@ -185,10 +186,10 @@ fn files_that_no_crash_explains_are_refused_and_left_alone() {
     };
 
     let mut newer = disk.clone();
-    reseal_header(&mut newer, 8, 2);
+    reseal_header(&mut newer, 8, FORMAT_VERSION as u8 + 1);
     let expected = RecoverError::NewerFormat {
         file: file.clone(),
-        found: 2,
+        found: FORMAT_VERSION + 1,
         known: FORMAT_VERSION,
     };
     assert_eq!(refused(&newer), expected);
@@ -201,6 +202,11 @@ fn files_that_no_crash_explains_are_refused_and_left_alone() {
         segment: one,
     };
     assert_eq!(refused(&foreign), expected);
+
+    let mut settled = disk.clone();
+    reseal_header(&mut settled, 44, 2);
+    let expected = RecoverError::DamagedHeader { file: file.clone() };
+    assert_eq!(refused(&settled), expected, "more than was written");
 
     let mut other = disk.clone();
     other.bytes_mut(one)[0] = b'X';
@@ -312,25 +318,29 @@ fn speed_of_recovery() {
         let (mut sequence, mut previous, mut total) = (1, 0, 0);
         for number in 1..=4 {
             let header = SegmentHeader {
+                version: FORMAT_VERSION,
                 shard: SHARD,
                 segment: SegmentNo(number),
                 log_id: CONFIG.log_id,
                 first: Sequence(sequence),
                 take: 0,
                 previous,
+                settled: SegmentNo(0),
                 synced: Sequence(0),
             };
             let mut bytes = header.encode().to_vec();
             previous = header.checksum();
             while bytes.len() < 64 << 20 {
                 let key = format!("conversation/{sequence}/message");
-                let record = Record::Put {
-                    branch: BranchNo(0),
-                    agent: AgentNo(1),
-                    key: key.as_bytes(),
-                    kind: ObjectKind::Blob,
-                    id,
-                    value_bytes: value_bytes as u64,
+                let record = Record {
+                    head: Head::Put {
+                        branch: BranchNo(0),
+                        agent: AgentNo(1),
+                        key: key.as_bytes(),
+                        kind: ObjectKind::Blob,
+                        id,
+                        value_bytes: value_bytes as u64,
+                    },
                     payload: Some(&value),
                 };
                 let encoded = encode(&record, Sequence(sequence), 0, previous, &mut bytes);
