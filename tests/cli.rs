@@ -608,6 +608,23 @@ fn an_agent_goes_from_one_server_to_another_in_a_file() {
             }
         }
     }
+    // Under another name: the checkpoints are the old agent's, and the new one may read them.
+    run(&two.place(1), &["import", &file, "--as", "second"]).good();
+    assert_eq!(
+        shape(&two.place(1), "second"),
+        shape(&two.place(0), "planner")
+    );
+    let mut second_lane = attach(&two.servers[1].session(), "second");
+    second_lane.put(b"own", b"value").unwrap();
+    let own = second_lane.checkpoint(&NewCheckpoint::default()).unwrap();
+    assert_eq!(own.parents, [back]);
+    let log = second_lane.log(Revision::Head, 0).unwrap().entries;
+    assert_eq!((&*log[0].agent, &*log[1].agent), ("second", "planner"));
+    let mut stranger = attach(&two.servers[1].session(), "stranger");
+    assert!(matches!(
+        stranger.fork(at(&back)),
+        Err(ClientError::NoSuchRevision)
+    ));
     // Again: nothing to do. Then the histories part, and a third import is refused.
     let again = run(&two.place(1), &["import", &file, "--json"]).good();
     assert_eq!(objects(&again)[0]["known"], 7);

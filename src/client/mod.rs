@@ -12,8 +12,8 @@
 //! - a window hit is reported lossily; nothing waits for the report.
 //! - a lane is used by one thread at a time; a session by any number.
 
+mod checkpoint_as;
 mod error;
-mod import;
 mod lane;
 mod pipeline;
 mod reply;

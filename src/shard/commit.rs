@@ -406,7 +406,8 @@ impl<D: Disk> Store<D> {
         known
     }
 
-    /// Copies the bytes of a checkpoint of this agent to the end of `out`.
+    /// Copies the bytes of a checkpoint that the agent may read to the end of `out`: one that it made, or
+    /// adopted.
     ///
     /// # Errors
     /// As [`Store::known`].
@@ -416,12 +417,11 @@ impl<D: Disk> Store<D> {
         id: &ObjectId,
         out: &mut Vec<u8>,
     ) -> Result<(), Refused> {
-        let found = self.tables.objects.find(id);
-        let no = found
-            .filter(|&no| self.tables.objects.get(no).kind == ObjectKind::Checkpoint)
-            .ok_or(Refused::NoSuchRevision)?;
         let from = out.len();
-        self.read_whole(no, out)?;
+        self.read_any_checkpoint(id, out)?;
+        if self.tables.agent(at.agent).adopted.contains(id) {
+            return Ok(());
+        }
         let made_by = Checkpoint::decode(&out[from..])
             .map_err(|_| Refused::Corrupt)?
             .agent;
@@ -429,6 +429,14 @@ impl<D: Disk> Store<D> {
             return Err(Refused::NoSuchRevision);
         }
         Ok(())
+    }
+
+    fn read_any_checkpoint(&mut self, id: &ObjectId, out: &mut Vec<u8>) -> Result<(), Refused> {
+        let found = self.tables.objects.find(id);
+        let no = found
+            .filter(|&no| self.tables.objects.get(no).kind == ObjectKind::Checkpoint)
+            .ok_or(Refused::NoSuchRevision)?;
+        self.read_whole(no, out)
     }
 
     /// Appends what makes a branch of a fork: its record, and one for each change.

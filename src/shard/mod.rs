@@ -26,11 +26,11 @@
 pub mod agent;
 mod base;
 mod call;
+mod checkpoint_as;
 pub mod commit;
 mod control;
 mod fills;
 mod history;
-mod import;
 mod lanes;
 mod large;
 mod merge;

@@ -6,13 +6,14 @@
 //!
 //! Invariants
 //! - a checkpoint is stored only behind its whole state, and with an id that is its bytes'.
+//! - an agent that brings what another one made adopts it, in the same flush.
 //! - the sequence of a checkpoint is above those of its parents, as far as these are stored: walks rely on
 //!   it, wherever its history was made.
 
 use crate::agent::call;
 use crate::agent::entry::Status;
 use crate::id::ObjectId;
-use crate::segment::{Disk, ObjectKind};
+use crate::segment::{Disk, Head, ObjectKind};
 use crate::shard::Shard;
 use crate::shard::agent::BranchRef;
 use crate::shard::call::{Failed, Outcome, checkpointed, made};
@@ -36,7 +37,16 @@ impl<D: Disk> Shard<D> {
         }
         let checkpoint = Checkpoint::decode(bytes).map_err(|_| Status::WrongState)?;
         let prepared = self.store.prepare_as(place, &checkpoint, bytes)?;
+        let agent = self.store.tables.agent(place.agent);
+        let is_foreign = *checkpoint.agent != *agent.name && !agent.adopted.contains(&prepared.id);
+        if is_foreign {
+            self.store.append_adopted(place, prepared.id)?;
+        }
         self.flush_commit()?;
+        if is_foreign {
+            let agent = self.store.tables.agent_mut(place.agent);
+            agent.adopted.insert(prepared.id);
+        }
         self.store.committed(place, &prepared);
         call::push(&checkpointed(&prepared), &mut self.answer);
         Ok(made(&prepared))
@@ -51,8 +61,7 @@ impl<D: Disk> Store<D> {
         wanted: &Checkpoint<'_>,
         bytes: &[u8],
     ) -> Result<Prepared, Failed> {
-        let made_here = *wanted.agent == *self.tables.agent(at.agent).name;
-        if !made_here || wanted.sequence > SEQUENCE_MAX {
+        if wanted.sequence > SEQUENCE_MAX {
             return Err(Status::WrongState.into());
         }
         for parent in wanted.parents.iter() {
@@ -69,6 +78,19 @@ impl<D: Disk> Store<D> {
         let prepared = self.prepare_bytes(at, wanted, bytes, &mut commits);
         self.commits = commits;
         prepared
+    }
+
+    /// Appends that the agent may read a checkpoint that it did not make.
+    fn append_adopted(&mut self, at: BranchRef, target: ObjectId) -> Result<(), Refused> {
+        self.admit_name()?;
+        self.ready(0, false)?;
+        let head = Head::Adopted {
+            agent: at.agent,
+            target,
+            gone: false,
+        };
+        self.append(&head.into())?;
+        Ok(())
     }
 
     fn prepare_bytes(
