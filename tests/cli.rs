@@ -649,8 +649,7 @@ fn checkpoints_behind_imported_ones_come_after_them() {
     let two = Two::start();
     let mut lane = attach(&two.servers[0].session(), "planner");
     for no in 0..200 {
-        lane.put(format!("{no}").as_bytes(), b"something in the log")
-            .unwrap();
+        lane.put(b"n", format!("record {no}").as_bytes()).unwrap();
     }
     let far = checkpoint(&mut lane);
     let file = two.file("planner.helios");
