@@ -676,7 +676,8 @@ fn checkpoints_behind_imported_ones_come_after_them() {
         .unwrap();
     let log = other.log(Revision::Head, 0).unwrap();
     let sequences: Vec<_> = log.entries.iter().map(|entry| entry.sequence).collect();
-    assert!(sequences.is_sorted_by(|a, b| a > b), "{sequences:?}");
+    // Two that nothing orders may have the same one.
+    assert!(sequences.is_sorted_by(|a, b| a >= b), "{sequences:?}");
     assert_eq!((log.entries.len(), log.entries[5].id), (6, far));
 }
 
