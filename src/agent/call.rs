@@ -205,6 +205,14 @@ pub enum Call<'a> {
         /// The rule.
         rule: Retention,
     },
+    /// Makes the checkpoint of these bytes of a fork that has its state: one that was made elsewhere, or before.
+    /// Answer: [`Checkpointed`].
+    CheckpointAs {
+        /// As `CHECKPOINT.md` says. Its tree has to be that of the fork; parents that are stored have to
+        /// have lower sequences.
+        #[serde(borrow)]
+        bytes: &'a [u8],
+    },
 }
 
 impl<'a> Call<'a> {
@@ -238,7 +246,8 @@ impl<'a> Call<'a> {
             | Self::Switch { .. }
             | Self::Fork { .. }
             | Self::Keep { .. }
-            | Self::Merge { .. } => ANSWER_BYTES_MAX,
+            | Self::Merge { .. }
+            | Self::CheckpointAs { .. } => ANSWER_BYTES_MAX,
             _ => 0,
         }
     }

@@ -27,6 +27,7 @@ pub mod agent;
 mod ancestors;
 mod base;
 mod call;
+mod checkpoint_as;
 pub mod collect;
 pub mod commit;
 mod control;
