@@ -196,6 +196,12 @@ impl ObjectIndex {
             .remove();
     }
 
+    /// Numbers up to here are, or were, those of objects.
+    #[must_use]
+    pub fn numbers(&self) -> u32 {
+        self.objects.len() as u32
+    }
+
     /// Objects held.
     #[must_use]
     pub fn len(&self) -> usize {
