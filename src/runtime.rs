@@ -47,7 +47,8 @@ use crate::mesh::mesh;
 use crate::metrics::{ShardCounters, Stats};
 use crate::segment::files::tail_file_name;
 use crate::segment::{
-    Cut, Directory, Log, LogConfig, LogId, RecoverError, RecoverReport, Recovered, RecoveredRecord,
+    Cut, Directory, Location, Log, LogConfig, LogId, RecoverError, RecoverReport, Recovered,
+    RecoveredRecord,
     SegmentFiles,
 };
 use crate::shard::store::Store;
@@ -540,12 +541,15 @@ fn recover_shard(
         if let Some(source) = refused {
             return Err(RuntimeError::Tables { shard: no, source });
         }
-        tables.finish(|at| {
+        let read = |at: Location| {
             let mut stored = vec![0; at.bytes as usize];
             let read = files.read_at(at.segment, u64::from(at.offset), &mut stored);
             read.is_ok_and(|bytes| bytes == stored.len())
                 .then_some(stored)
-        });
+        };
+        tables
+            .finish(&recovered.start.dropped, read)
+            .map_err(|source| RuntimeError::Tables { shard: no, source })?;
         Ok((tables, recovered))
     })?;
     let report = recovered.report;

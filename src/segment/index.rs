@@ -143,12 +143,6 @@ impl ObjectIndex {
         object.kept && object.marked != self.round
     }
 
-    /// Numbers given out so far, free ones included.
-    #[must_use]
-    pub fn numbers(&self) -> u32 {
-        self.objects.len() as u32
-    }
-
     /// The sound object with this id, if the log knows it to be needed: only then may a record refer
     /// to its bytes.
     #[must_use]
@@ -282,6 +276,12 @@ impl ObjectIndex {
             .find_entry(hash, |&other| other == no.0)
             .expect("a listed object is in the table")
             .remove();
+    }
+
+    /// Numbers up to here are, or were, those of objects.
+    #[must_use]
+    pub fn numbers(&self) -> u32 {
+        self.objects.len() as u32
     }
 
     /// Objects held.

@@ -26,6 +26,7 @@ mod fields;
 pub mod files;
 pub mod footer;
 pub mod format;
+mod gaps;
 pub mod header;
 mod headers;
 pub mod index;

@@ -53,6 +53,14 @@ pub enum TablesError {
         /// The object it names.
         id: ObjectId,
     },
+    /// Something refers to an object that lies in a segment of which nothing is needed.
+    #[error("object {id} is needed, but its segment {segment} was dropped")]
+    DroppedObject {
+        /// The segment.
+        segment: SegmentNo,
+        /// The object.
+        id: ObjectId,
+    },
 }
 
 /// Objects whose last reference went, with what their bytes took: garbage now.
@@ -104,7 +112,10 @@ pub struct Tables {
     /// While the log is replayed: objects whose stored bytes are known to be damaged, and where they
     /// lie. They are found by their id until the end, as later records may refer to them.
     pub(super) damaged: Vec<(ObjectNo, Location)>,
-    /// While the log is replayed: bytes of each segment that went.
+    /// While the log is replayed: objects that records name, and that were not stored yet, with the first
+    /// record that does.
+    pub(super) missing: HashMap<u32, u64>,
+    /// While the log is replayed: what went in each segment would cost so much to be moved.
     pub(super) dead: HashMap<SegmentNo, u64>,
 }
 

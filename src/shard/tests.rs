@@ -18,7 +18,7 @@ use crate::cache::L2;
 use crate::id::{AgentNo, LaneNo, ObjectId, SessionNo, View};
 use crate::mesh::mesh;
 use crate::segment::memory::{FailedWrite, MemoryDisk, Random};
-use crate::segment::{DiskError, Log, LogConfig, LogId, recover};
+use crate::segment::{DiskError, Location, Log, LogConfig, LogId, recover};
 use crate::shard::agent::{BranchRef, MAIN};
 use crate::shared::SharedMemory;
 
@@ -71,14 +71,15 @@ impl World {
         let no = ShardNo(0);
         let recovered =
             recover(&mut disk, no, &mut |record| tables.apply(record).unwrap()).unwrap();
-        tables.finish(|at| {
+        let read = |at: Location| {
             use crate::segment::SegmentFiles;
             let mut bytes = vec![0; at.bytes as usize];
             let read = disk
                 .read_at(at.segment, u64::from(at.offset), &mut bytes)
                 .ok()?;
             (read == bytes.len()).then_some(bytes)
-        });
+        };
+        tables.finish(&recovered.start.dropped, read).unwrap();
         let config = LogConfig {
             shard: no,
             log_id: recovered.log_id.unwrap_or(LogId(7)),
