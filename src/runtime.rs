@@ -48,8 +48,7 @@ use crate::metrics::{ShardCounters, Stats};
 use crate::segment::files::tail_file_name;
 use crate::segment::{
     Cut, Directory, Location, Log, LogConfig, LogId, RecoverError, RecoverReport, Recovered,
-    RecoveredRecord,
-    SegmentFiles,
+    RecoveredRecord, SegmentFiles,
 };
 use crate::shard::store::Store;
 use crate::shard::{Command, PeerMessage, Shard, ShardOptions, Tables, TablesError};

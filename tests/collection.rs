@@ -66,7 +66,10 @@ fn overwrite(
 
 fn check(lane: &mut Lane, state: &BTreeMap<Vec<u8>, Vec<u8>>) {
     for (key, value) in state {
-        assert!(value_of(lane, key).unwrap().as_ref() == Some(value), "{key:?}");
+        assert!(
+            value_of(lane, key).unwrap().as_ref() == Some(value),
+            "{key:?}"
+        );
     }
 }
 

@@ -87,9 +87,7 @@ impl ObjectIndex {
             let object = &self.objects[no as usize];
             object.id == *id && !self.is_condemned(object)
         };
-        self.table
-            .find(id.hash64(), is_it)
-            .map(|&no| ObjectNo(no))
+        self.table.find(id.hash64(), is_it).map(|&no| ObjectNo(no))
     }
 
     /// Begins a collection: nothing is reached yet.
@@ -367,7 +365,11 @@ mod tests {
         index.begin_round();
         assert!(index.mark(nos[0]) && !index.mark(nos[0]));
         assert!(index.follow(nos[0]) && !index.follow(nos[0]));
-        assert_eq!(index.find(&ids[1]), Some(nos[1]), "not before all is reached");
+        assert_eq!(
+            index.find(&ids[1]),
+            Some(nos[1]),
+            "not before all is reached"
+        );
         index.condemn();
         assert_eq!(index.find(&ids[0]), Some(nos[0]));
         assert_eq!(index.find(&ids[1]), None);
@@ -377,7 +379,10 @@ mod tests {
         index.release(again);
         assert_eq!(index.find(&ids[1]), Some(again));
         let unreached = nos.map(|no| index.is_unreached(no));
-        assert_eq!((unreached, index.is_unreached(again)), ([false, true, true], false));
+        assert_eq!(
+            (unreached, index.is_unreached(again)),
+            ([false, true, true], false)
+        );
         index.acquire(nos[1]);
         index.unkeep(nos[1]);
         assert!(index.release(nos[1]));

@@ -347,12 +347,7 @@ impl<D: Disk> Shard<D> {
         Ok(committed(appended.sequence))
     }
 
-    fn retain(
-        &mut self,
-        place: BranchRef,
-        name: &str,
-        rule: Retention,
-    ) -> Result<Outcome, Failed> {
+    fn retain(&mut self, place: BranchRef, name: &str, rule: Retention) -> Result<Outcome, Failed> {
         let agent = self.store.tables.agent(place.agent);
         let branch = agent.branch_no(name).ok_or(Status::NoSuchBranch)?;
         let at = BranchRef { branch, ..place };

@@ -276,7 +276,10 @@ fn random_ops(seed: u64) {
     model.check(&mut world);
     let mut world = world.restarted(0);
     model.check(&mut world);
-    println!("{collected} segments removed, {before} bytes -> {}", world.stored());
+    println!(
+        "{collected} segments removed, {before} bytes -> {}",
+        world.stored()
+    );
 }
 
 #[test]
@@ -325,14 +328,20 @@ fn room_is_given_back_and_what_is_needed_stays() {
     let collected = world.collect();
     let after = world.stored();
     assert_eq!(collected.end, CollectEnd::Done);
-    assert!(collected.segments >= 2 && collected.objects > 0, "{collected:?}");
+    assert!(
+        collected.segments >= 2 && collected.objects > 0,
+        "{collected:?}"
+    );
     assert!(after * 3 < before * 2, "{before} -> {after}");
-    assert_eq!(before - after, collected.bytes - collected.moved_bytes - {
-        // What was said again.
-        let said = after + collected.bytes - collected.moved_bytes - before;
-        assert!(said < 64 << 10, "{said}");
-        said
-    });
+    assert_eq!(
+        before - after,
+        collected.bytes - collected.moved_bytes - {
+            // What was said again.
+            let said = after + collected.bytes - collected.moved_bytes - before;
+            assert!(said < 64 << 10, "{said}");
+            said
+        }
+    );
     model.check(&mut world);
     let again = world.collect();
     assert_eq!(again.objects, 0, "nothing is left to give up");
@@ -479,11 +488,18 @@ fn nothing_is_collected_while_something_needed_is_damaged() {
     let (mut world, _) = littered();
     let head = world.history(Revision::Head)[0];
     let store = &mut world.shard.store;
-    let no = store.tables.objects.find(&ObjectId::from_bytes(head)).unwrap();
+    let no = store
+        .tables
+        .objects
+        .find(&ObjectId::from_bytes(head))
+        .unwrap();
     let at = store.tables.objects.get(no).at;
     world.disk().bytes_mut(at.segment)[at.offset as usize] ^= 1;
     let before = world.stored();
     let collected = world.collect();
-    assert_eq!((collected.end, collected.segments), (CollectEnd::Damaged, 0));
+    assert_eq!(
+        (collected.end, collected.segments),
+        (CollectEnd::Damaged, 0)
+    );
     assert_eq!(world.stored(), before);
 }

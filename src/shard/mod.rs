@@ -51,11 +51,11 @@ mod uploads;
 mod write;
 
 #[cfg(test)]
+mod collect_tests;
+#[cfg(test)]
 mod tests;
 #[cfg(test)]
 mod version_tests;
-#[cfg(test)]
-mod collect_tests;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -319,7 +319,10 @@ impl<D: Disk> Shard<D> {
         let dirty = self.dirty_since.map(|since| since + DIRTY_NS_MAX);
         let space = self.store.log.spare_failed().then_some(self.next_retry);
         let collection = self.collector.deadline();
-        [group, dirty, space, collection].into_iter().flatten().min()
+        [group, dirty, space, collection]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// What the control plane has to hear of, since the last call.

@@ -328,7 +328,9 @@ impl World {
             *wanted.entry(object).or_default() += 1;
         }
         let collector = &self.shard.collector;
-        if !self.shard.pending.is_empty() || self.shard.store.has_retired() || collector.is_reading_any()
+        if !self.shard.pending.is_empty()
+            || self.shard.store.has_retired()
+            || collector.is_reading_any()
         {
             return;
         }

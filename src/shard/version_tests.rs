@@ -53,7 +53,11 @@ impl World {
     }
 
     /// Carries a call out, alone; its completion and its answer.
-    pub(super) fn call_on(&mut self, on: Option<BranchNo>, call: &Call<'_>) -> (Completion, Vec<u8>) {
+    pub(super) fn call_on(
+        &mut self,
+        on: Option<BranchNo>,
+        call: &Call<'_>,
+    ) -> (Completion, Vec<u8>) {
         self.submit_call(on, call);
         let completion = self.wait();
         let answer = self.reply(&completion);

@@ -123,11 +123,7 @@ impl Marker {
     }
 
     /// Reaches everything that an agent names.
-    fn push_roots<D: Disk>(
-        &mut self,
-        store: &mut Store<D>,
-        agent: AgentNo,
-    ) -> Result<(), Refused> {
+    fn push_roots<D: Disk>(&mut self, store: &mut Store<D>, agent: AgentNo) -> Result<(), Refused> {
         if !store.tables.has_agent(agent) {
             return Ok(());
         }
@@ -255,11 +251,7 @@ impl Marker {
         }
     }
 
-    fn reach_entries<D: Disk>(
-        &mut self,
-        store: &mut Store<D>,
-        node: &[u8],
-    ) -> Result<(), Refused> {
+    fn reach_entries<D: Disk>(&mut self, store: &mut Store<D>, node: &[u8]) -> Result<(), Refused> {
         let objects = &mut store.tables.objects;
         let mut missing = false;
         let read = references(node, |entry| {
@@ -305,11 +297,7 @@ impl Marker {
     }
 
     /// Takes a step of the walk over a history.
-    fn walk<D: Disk>(
-        &mut self,
-        store: &mut Store<D>,
-        reader: &mut Reader,
-    ) -> Result<(), Refused> {
+    fn walk<D: Disk>(&mut self, store: &mut Store<D>, reader: &mut Reader) -> Result<(), Refused> {
         let Some(history) = self.histories.last_mut() else {
             return Ok(());
         };
@@ -318,10 +306,7 @@ impl Marker {
             history.unread.pop();
             let checkpoint = Checkpoint::decode(bytes).map_err(|_| Refused::Corrupt)?;
             let id = store.tables.objects.get(no).id;
-            let mine = store
-                .tables
-                .agent(history.agent)
-                .may_read(&checkpoint, &id);
+            let mine = store.tables.agent(history.agent).may_read(&checkpoint, &id);
             let stays = match history.rule {
                 Retention::Newer(ms) => checkpoint.wall_ms.saturating_add(ms) >= self.wall_ms,
                 _ => true,

@@ -20,11 +20,7 @@ impl Reader {
     ///
     /// # Errors
     /// [`Refused::Cold`]: bring them with [`Reader::take`]. [`Refused::Corrupt`].
-    pub fn bytes<D: Disk>(
-        &mut self,
-        store: &mut Store<D>,
-        no: ObjectNo,
-    ) -> Result<&[u8], Refused> {
+    pub fn bytes<D: Disk>(&mut self, store: &mut Store<D>, no: ObjectNo) -> Result<&[u8], Refused> {
         if self.arrived.take() != Some(no) {
             store.copy_stored(no, &mut self.bytes)?;
         }
