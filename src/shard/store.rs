@@ -24,6 +24,7 @@ use crate::segment::{
     NotReady, ObjectKind, Read, Record, Sequence,
 };
 use crate::shard::agent::{BranchRef, named};
+use crate::shard::base::Fetched;
 use crate::shard::commit::Commits;
 use crate::shard::large::LargeValue;
 use crate::shard::nodes::NodeCache;
@@ -148,6 +149,8 @@ pub struct Store<D> {
     pub l2: L2,
     /// Nodes of state trees.
     pub nodes: NodeCache,
+    /// Nodes that an operation brings there.
+    pub(super) fetched: Fetched,
     /// Buffers of commits.
     pub(super) commits: Commits,
     /// Working sets that were given up, and still hold references.
@@ -178,6 +181,7 @@ impl<D: Disk> Store<D> {
             log,
             disk,
             nodes: NodeCache::new(l2.bytes_capacity() / NODES_SHARE),
+            fetched: Fetched::default(),
             l2,
             commits: Commits::default(),
             retired: VecDeque::new(),
