@@ -12,12 +12,13 @@
 //! - a branch that comes with changes has no name before its last record.
 //! - the record of a branch comes after every object that its tree needs.
 //! - an append that has to wait (for a flush, for the next segment) leaves what it appended so far: the
-//!   same commit, begun again, finds it and goes on.
+//!   same commit, begun again, finds it and goes on. The tree that it made of the changes is kept as long
+//!   as nobody changes the branch and no other commit needs the buffers.
 
 use crate::id::ObjectId;
 use crate::segment::index::ObjectNo;
 use crate::segment::{Disk, HEAD_BYTES_MAX, Head, ObjectKind, Record, Sequence};
-use crate::shard::agent::BranchRef;
+use crate::shard::agent::{BranchRef, Edition};
 use crate::shard::store::{Refused, Store, refused};
 use crate::state::checkpoint::{self, Checkpoint, Metadata, NewCheckpoint, PARENTS_MAX};
 use crate::state::tree::{self, Changes, INLINE_BYTES_MAX, TreeWriter};
@@ -29,8 +30,22 @@ pub struct Commits {
     changes: Changes,
     places: Vec<u32>,
     bytes: Vec<u8>,
-    /// Of a commit that has to wait: its branch, and what was appended for it so far.
-    begun: Option<(BranchRef, u64, u64)>,
+    /// A commit that has to wait.
+    begun: Option<Begun>,
+    /// Times that changes were applied to a tree.
+    #[cfg(test)]
+    pub(super) applied: u64,
+}
+
+/// A commit under way.
+#[derive(Clone, Copy)]
+struct Begun {
+    at: BranchRef,
+    /// What was appended for it so far.
+    new_objects: u64,
+    new_bytes: u64,
+    /// Of which state of the branch the buffers hold the changes and the new nodes, and the tree of it.
+    applied: Option<(Edition, ObjectId)>,
 }
 
 /// Changes of a checkpoint after which its buffers are kept for the next.
@@ -72,6 +87,30 @@ pub struct Prepared {
 
 const _: () = assert!(PARENTS_MAX >= 2);
 
+impl Commits {
+    /// Begins a commit of a branch, or goes on with it. Of another one's the buffers hold nothing then.
+    fn begin(&mut self, at: BranchRef) -> Begun {
+        let begun = self.begun.take().filter(|begun| begun.at == at);
+        begun.unwrap_or(Begun {
+            at,
+            new_objects: 0,
+            new_bytes: 0,
+            applied: None,
+        })
+    }
+
+    /// Keeps a commit that has to wait.
+    fn end(&mut self, begun: Begun, prepared: &Result<Prepared, Refused>) {
+        let waits = matches!(prepared, Err(Refused::Wait | Refused::Cold(_)));
+        self.begun = waits.then_some(begun);
+    }
+
+    /// Forgets a commit that waits: what it appended was taken back, or its buffers are needed.
+    pub(super) fn forget_begun(&mut self) {
+        self.begun = None;
+    }
+}
+
 /// What is known of a checkpoint that was read.
 #[derive(Clone, Debug)]
 pub struct Known {
@@ -96,16 +135,41 @@ impl<D: Disk> Store<D> {
         asked: &Asked<'_>,
     ) -> Result<Prepared, Refused> {
         let mut commits = std::mem::take(&mut self.commits);
-        let branch = self.tables.branch_mut(at);
-        branch.keys.sort_changes(&mut commits.places);
-        let collected = self.collect_changes(at, &mut commits);
-        let kept = collected.and_then(|()| self.keep_values_of_fork(at, &commits.places));
-        let prepared = kept.and_then(|()| self.prepare(at, asked, &mut commits));
+        let mut begun = commits.begin(at);
+        let prepared = self.prepare_changes(at, asked, &mut commits, &mut begun);
+        commits.end(begun, &prepared);
         self.commits = commits;
         prepared
     }
 
-    /// Appends everything that a merge takes: these changes to the branch, which has none of its own.
+    fn prepare_changes(
+        &mut self,
+        at: BranchRef,
+        asked: &Asked<'_>,
+        commits: &mut Commits,
+        begun: &mut Begun,
+    ) -> Result<Prepared, Refused> {
+        let branch = self.tables.branch(at);
+        if asked.expect.is_some_and(|expected| expected != branch.head) {
+            return Err(Refused::StaleHead(branch.head));
+        }
+        let edition = branch.edition();
+        begun.applied = begun.applied.filter(|(of, _)| *of == edition);
+        if begun.applied.is_none() {
+            branch.keys.sort_changes(&mut commits.places);
+            self.collect_changes(at, commits)?;
+        }
+        self.keep_values_of_fork(at, &commits.places)?;
+        let tree = match begun.applied {
+            Some((_, tree)) => tree,
+            None => self.apply(at, commits)?,
+        };
+        begun.applied = Some((edition, tree));
+        self.prepare(at, asked, tree, commits, begun)
+    }
+
+    /// Appends everything that a merge takes: these changes to the branch, which has none of its own, and
+    /// whose head was compared with what is expected.
     ///
     /// # Errors
     /// As [`Store::prepare_checkpoint`].
@@ -116,43 +180,48 @@ impl<D: Disk> Store<D> {
         changes: &Changes,
     ) -> Result<Prepared, Refused> {
         let mut commits = std::mem::take(&mut self.commits);
+        let mut begun = commits.begin(at);
         commits.places.clear();
         commits.changes.clone_from(changes);
-        let prepared = self.prepare(at, asked, &mut commits);
+        let tree = self.apply(at, &mut commits);
+        let prepared =
+            tree.and_then(|tree| self.prepare(at, asked, tree, &mut commits, &mut begun));
+        begun.applied = None;
+        commits.end(begun, &prepared);
         self.commits = commits;
         prepared
     }
 
+    fn apply(&mut self, at: BranchRef, commits: &mut Commits) -> Result<ObjectId, Refused> {
+        let base = self.tables.branch(at).base;
+        let Commits {
+            writer, changes, ..
+        } = commits;
+        #[cfg(test)]
+        {
+            commits.applied += 1;
+        }
+        self.with_nodes(|nodes| writer.apply(nodes, &base, changes))
+    }
+
+    /// Appends the nodes of a tree that was applied, the checkpoint, and the branch's record.
     fn prepare(
         &mut self,
         at: BranchRef,
         asked: &Asked<'_>,
+        tree: ObjectId,
         commits: &mut Commits,
+        begun: &mut Begun,
     ) -> Result<Prepared, Refused> {
-        let branch = self.tables.branch(at);
-        let (head, base) = (branch.head, branch.base);
-        if asked.expect.is_some_and(|expected| expected != head) {
-            return Err(Refused::StaleHead(head));
-        }
-        let Commits {
-            writer, changes, ..
-        } = commits;
-        let tree = self.with_nodes(|nodes| writer.apply(nodes, &base, changes))?;
-        let begun = commits.begun.take().filter(|begun| begun.0 == at);
-        let (mut new_objects, mut new_bytes) = begun.map_or((0, 0), |begun| (begun.1, begun.2));
-        let (mut reused_bytes, before) = (0, new_bytes);
+        let head = self.tables.branch(at).head;
+        let (mut reused_bytes, before) = (0, begun.new_bytes);
         for (id, bytes) in commits.writer.new_nodes() {
             self.nodes.insert(&id, bytes);
-            match self.append_kept(ObjectKind::Node, id, bytes) {
-                Ok(true) => {
-                    new_objects += 1;
-                    new_bytes += bytes.len() as u64;
-                }
-                Ok(false) => reused_bytes += bytes.len() as u64,
-                Err(refused) => {
-                    commits.begun = Some((at, new_objects, new_bytes));
-                    return Err(refused);
-                }
+            if self.append_kept(ObjectKind::Node, id, bytes)? {
+                begun.new_objects += 1;
+                begun.new_bytes += bytes.len() as u64;
+            } else {
+                reused_bytes += bytes.len() as u64;
             }
         }
         // What was appended before the wait is there now, but was not reused.
@@ -183,8 +252,8 @@ impl<D: Disk> Store<D> {
             id,
             tree,
             keys: u64::from(keys),
-            new_objects: new_objects + 1,
-            new_bytes: new_bytes + commits.bytes.len() as u64,
+            new_objects: begun.new_objects + 1,
+            new_bytes: begun.new_bytes + commits.bytes.len() as u64,
             reused_bytes,
             parents: (parents, count),
             sequence,
@@ -383,6 +452,7 @@ impl<D: Disk> Store<D> {
         kept: BranchRef,
         name: &str,
     ) -> Result<Sequence, Refused> {
+        self.commits.forget_begun();
         let mut places = std::mem::take(&mut self.commits.places);
         let branch = self.tables.branch_mut(fork);
         branch.keys.sort_changes(&mut places);

@@ -562,6 +562,7 @@ impl<D: Disk> Store<D> {
                 }
             }
             Err(_) => {
+                self.commits.forget_begun();
                 for change in undo.drain(..).rev() {
                     self.take_back(change);
                 }
