@@ -15,6 +15,7 @@
 //!   same commit, begun again, finds it and goes on. The tree that it made of the changes is kept as long
 //!   as nobody changes the branch and no other commit needs the buffers.
 
+use crate::agent::call::Id;
 use crate::id::ObjectId;
 use crate::segment::index::ObjectNo;
 use crate::segment::{Disk, HEAD_BYTES_MAX, Head, ObjectKind, Record, Sequence};
@@ -80,7 +81,7 @@ pub struct Prepared {
     /// Bytes of its new nodes that were stored already.
     pub reused_bytes: u64,
     /// Its parents, and how many.
-    pub parents: ([ObjectId; 2], usize),
+    pub parents: ([Id; 2], usize),
     /// The record that lets the branch point at it.
     pub sequence: Sequence,
 }
@@ -255,7 +256,7 @@ impl<D: Disk> Store<D> {
             new_objects: begun.new_objects + 1,
             new_bytes: begun.new_bytes + commits.bytes.len() as u64,
             reused_bytes,
-            parents: (parents, count),
+            parents: (parents.map(|id| *id.as_bytes()), count),
             sequence,
         })
     }
@@ -400,20 +401,37 @@ impl<D: Disk> Store<D> {
     /// # Errors
     /// [`Refused::NoSuchRevision`], [`Refused::Cold`], [`Refused::Corrupt`].
     pub fn known(&mut self, at: BranchRef, id: &ObjectId) -> Result<Known, Refused> {
+        self.look_at(at, id, |found| Known {
+            tree: found.tree,
+            keys: found.keys,
+            parents: found.parents.iter().collect(),
+            sequence: found.sequence,
+        })
+    }
+
+    /// The tree of a checkpoint, if it is one of this agent.
+    ///
+    /// # Errors
+    /// As [`Store::known`].
+    pub fn tree_of(&mut self, at: BranchRef, id: &ObjectId) -> Result<ObjectId, Refused> {
+        self.look_at(at, id, |found| found.tree)
+    }
+
+    fn look_at<T>(
+        &mut self,
+        at: BranchRef,
+        id: &ObjectId,
+        look: impl FnOnce(&Checkpoint<'_>) -> T,
+    ) -> Result<T, Refused> {
         let mut bytes = std::mem::take(&mut self.commits.bytes);
         bytes.clear();
         let read = self.read_checkpoint(at, id, &mut bytes);
-        let known = read.and_then(|()| {
+        let found = read.and_then(|()| {
             let found = Checkpoint::decode(&bytes).map_err(|_| Refused::Corrupt)?;
-            Ok(Known {
-                tree: found.tree,
-                keys: found.keys,
-                parents: found.parents.iter().collect(),
-                sequence: found.sequence,
-            })
+            Ok(look(&found))
         });
         self.commits.bytes = bytes;
-        known
+        found
     }
 
     /// Copies the bytes of a checkpoint of this agent to the end of `out`.

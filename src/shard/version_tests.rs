@@ -512,6 +512,50 @@ fn a_checkpoint_larger_than_the_logs_buffer_goes_out_bit_by_bit() {
     }
 }
 
+/// Carried out again and again, a checkpoint allocates nothing but where a table grows or a segment begins: as
+/// often as that happens, and no more. What moves a branch or a tag copies its name.
+#[test]
+fn what_is_done_again_and_again_takes_hardly_any_memory() {
+    const ROUNDS: u64 = 400;
+    let mut world = World::new(1 << 20);
+    for no in 0..400u32 {
+        world.put(format!("k/{no:03}").as_bytes(), &value(no, 300));
+    }
+    world.good(None, &CHECKPOINT);
+    let tag = Call::Tag {
+        name: "t",
+        target: Revision::Head,
+        force: true,
+    };
+    world.good(None, &tag);
+    let restore = Call::Restore {
+        to: Revision::Head,
+        force: true,
+    };
+    for (name, call, each) in [
+        ("checkpoint", CHECKPOINT, 0),
+        ("tag", tag, 1),
+        ("restore", restore, 1),
+    ] {
+        let mut made = 0;
+        for round in 0..2 * ROUNDS {
+            let key = format!("k/{:03}", round * 7 % 400);
+            world.submit(Op::Put, key.as_bytes(), &value(round as u32, 300), |_| {});
+            world.counted_step();
+            assert_eq!(world.completion().unwrap().status, Status::Ok);
+            world.submit_call(None, &call);
+            let allocations = world.counted_step();
+            assert_eq!(world.completion().unwrap().status, Status::Ok);
+            if round >= ROUNDS {
+                made += allocations;
+            }
+        }
+        println!("{name}: {made} allocations in {ROUNDS} rounds");
+        assert!(made <= each * ROUNDS + ROUNDS / 20, "{name}: {made}");
+    }
+    world.check_references();
+}
+
 /// A log that runs along more branches than 64 lost the others between two pages.
 #[test]
 fn a_log_along_many_branches_loses_none_between_pages() {
