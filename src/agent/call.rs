@@ -14,7 +14,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::agent::malformed::Malformed;
-use crate::id::{AGENT_NAME_BYTES_MAX, KEY_BYTES_MAX, OBJECT_ID_BYTES, ObjectId};
+use crate::id::{AGENT_NAME_BYTES_MAX, KEY_BYTES_MAX, OBJECT_ID_BYTES, ObjectId, Retention};
 
 /// Longest name of a branch or a tag, in bytes.
 pub const NAME_BYTES_MAX: usize = 255;
@@ -197,6 +197,22 @@ pub enum Call<'a> {
         /// What the head must be now.
         expect: Option<Option<Id>>,
     },
+    /// Says how much of a branch's history collections keep. No answer.
+    Retain {
+        /// The branch's name.
+        #[serde(borrow)]
+        name: &'a str,
+        /// The rule.
+        rule: Retention,
+    },
+    /// Makes the checkpoint of these bytes of a fork that has its state: one that was made elsewhere, or before.
+    /// Answer: [`Checkpointed`].
+    CheckpointAs {
+        /// As `CHECKPOINT.md` says. Its tree has to be that of the fork; parents that are stored have to
+        /// have lower sequences.
+        #[serde(borrow)]
+        bytes: &'a [u8],
+    },
 }
 
 impl<'a> Call<'a> {
@@ -230,7 +246,8 @@ impl<'a> Call<'a> {
             | Self::Switch { .. }
             | Self::Fork { .. }
             | Self::Keep { .. }
-            | Self::Merge { .. } => ANSWER_BYTES_MAX,
+            | Self::Merge { .. }
+            | Self::CheckpointAs { .. } => ANSWER_BYTES_MAX,
             _ => 0,
         }
     }
@@ -321,6 +338,8 @@ pub struct BranchInfo {
     pub base: Id,
     /// Keys that were written or deleted since.
     pub changes: u64,
+    /// How much of its history collections keep.
+    pub retention: Retention,
 }
 
 /// An item of a log.

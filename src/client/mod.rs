@@ -12,6 +12,7 @@
 //! - a window hit is reported lossily; nothing waits for the report.
 //! - a lane is used by one thread at a time; a session by any number.
 
+mod checkpoint_as;
 mod error;
 mod lane;
 mod pipeline;

@@ -13,13 +13,13 @@ use crate::agent::call::{
 use crate::agent::entry::{Completion, Op, Status};
 use crate::client::{ClientError, Lane};
 use crate::config::Durability;
-use crate::id::{BranchNo, OBJECT_ID_BYTES, ObjectId};
+use crate::id::{BranchNo, OBJECT_ID_BYTES, ObjectId, Retention};
 use crate::state::checkpoint::{self, Checkpoint, Metadata};
 
 /// Bytes asked for of a page of an answer.
 const PAGE_BYTES: u32 = 64 << 10;
 /// Bytes asked for of an answer of one item: the longest names something of 255 bytes.
-const ITEM_BYTES: u32 = 1 << 10;
+pub(super) const ITEM_BYTES: u32 = 1 << 10;
 
 /// A checkpoint to be made.
 #[derive(Clone, Debug, Default)]
@@ -70,6 +70,8 @@ pub struct BranchInfo {
     pub base: ObjectId,
     /// Keys that were written or deleted since.
     pub changes: u64,
+    /// How much of its history collections keep.
+    pub retention: Retention,
 }
 
 /// A checkpoint in a log.
@@ -264,6 +266,15 @@ impl Lane {
     pub fn rename_branch(&mut self, name: &str) -> Result<BranchInfo, ClientError> {
         call::check_name(name)?;
         self.ask_branch(&Call::Rename { name })
+    }
+
+    /// Says how much of a branch's history collections keep from now on. The checkpoint that it points at, and
+    /// what tags, forks and superpositions name, stay in any case, and read as before.
+    ///
+    /// # Errors
+    /// [`ClientError::NoSuchBranch`].
+    pub fn retain(&mut self, name: &str, rule: Retention) -> Result<(), ClientError> {
+        self.ask_nothing(&Call::Retain { name, rule })
     }
 
     /// Deletes a branch that no lane is on; with `force` even if it has unsaved changes.
@@ -494,7 +505,7 @@ impl Lane {
     }
 
     /// Submits a call, waits for its completion, and lets `read` look at the answer.
-    fn ask<T>(
+    pub(super) fn ask<T>(
         &mut self,
         call: &Call<'_>,
         durability: Option<Durability>,
@@ -535,7 +546,7 @@ fn all<'a, W: Deserialize<'a>, T>(
         .collect()
 }
 
-fn one<'a, T: Deserialize<'a>>(answer: &'a [u8]) -> Result<T, ClientError> {
+pub(super) fn one<'a, T: Deserialize<'a>>(answer: &'a [u8]) -> Result<T, ClientError> {
     let first = call::items(answer).next();
     first.and_then(Result::ok).ok_or(ClientError::BadReply)
 }
@@ -553,7 +564,7 @@ fn expected(expect: Option<Option<ObjectId>>) -> Option<Option<Id>> {
     expect.map(|head| head.map(|id| *id.as_bytes()))
 }
 
-fn checkpointed(
+pub(super) fn checkpointed(
     completion: &Completion,
     made: call::Checkpointed,
 ) -> Result<Checkpointed, ClientError> {
@@ -577,6 +588,7 @@ fn branch_info(info: call::BranchInfo) -> BranchInfo {
         head: info.head.map(ObjectId::from_bytes),
         base: ObjectId::from_bytes(info.base),
         changes: info.changes,
+        retention: info.retention,
     }
 }
 

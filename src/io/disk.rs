@@ -13,6 +13,8 @@
 //! Invariants
 //! - `readable` of a segment never exceeds its file: it falls to the end of the data before a seal
 //!   is submitted, and rises to the end of the footer when the seal was answered.
+//! - a file is removed when the reads of it that were submitted before are answered: its read line hears of
+//!   it first, closes it, and only its answer sends the removal on to the serial line.
 //! - at most [`OPEN_FILES_MAX`] sealed segments are open, over all shards; those opened first are
 //!   closed first, and opened again only where the kernel can do it without the device.
 //!
@@ -99,6 +101,23 @@ impl ShardDisk {
     /// Errors: [`DiskError::Short`] where the file is smaller.
     pub fn open_existing(&mut self, segment: SegmentNo, bytes: u32) -> Result<(), DiskError> {
         let file = file::open(&self.directory, segment)?;
+        self.take_existing(segment, bytes, file)
+    }
+
+    /// The same, to be read only.
+    ///
+    /// Errors: as [`ShardDisk::open_existing`].
+    pub fn open_to_read(&mut self, segment: SegmentNo, bytes: u32) -> Result<(), DiskError> {
+        let file = file::open_to_read(&self.directory, segment)?;
+        self.take_existing(segment, bytes, file)
+    }
+
+    fn take_existing(
+        &mut self,
+        segment: SegmentNo,
+        bytes: u32,
+        file: File,
+    ) -> Result<(), DiskError> {
         let known = file.metadata();
         let found = known.map_err(|error| file::failed("fstat", segment, &error))?;
         if found.len() < u64::from(bytes) {
@@ -256,6 +275,13 @@ impl Disk for ShardDisk {
                 self.submit_seal(segment, data_end, request, footer_bytes)
             }
             IoRequest::Create { .. } | IoRequest::Sync { .. } => self.serial.submit(request),
+            IoRequest::Remove { segment } => {
+                let segment = *segment;
+                self.reads[segment.0 as usize % READ_LINES].submit(request)?;
+                self.segments.remove(&segment);
+                self.open.retain(|open| *open != segment);
+                Ok(())
+            }
         }
     }
 
@@ -270,9 +296,30 @@ impl Disk for ShardDisk {
             if let Some(answer) = answer {
                 self.next_line = (line + 1) % lines;
                 self.note(&answer.reply, answer.made);
-                return Some(answer.reply);
+                match answer.reply {
+                    IoReply::Removed { segment, .. } if line > 0 => {
+                        let request = IoRequest::Remove { segment };
+                        return match self.serial.submit(request) {
+                            Ok(()) => self.poll(),
+                            Err(_) => Some(not_removed(segment)),
+                        };
+                    }
+                    reply => return Some(reply),
+                }
             }
         }
         None
+    }
+}
+
+/// The serial line is full, or has ended: the file stays until the next start.
+fn not_removed(segment: SegmentNo) -> IoReply {
+    IoReply::Removed {
+        segment,
+        result: Err(DiskError::Os {
+            call: "unlink",
+            segment,
+            errno: libc::EBUSY,
+        }),
     }
 }

@@ -44,6 +44,9 @@ pub enum DiskError {
         /// The error number of the operating system.
         errno: i32,
     },
+    /// The log was opened to be read, not written.
+    #[error("the data directory was opened read-only")]
+    ReadOnly,
     /// The file ended before the range did: somebody cut it.
     #[error("segment {segment} ends before byte {end}; restore it from a copy")]
     Short {
@@ -95,6 +98,12 @@ pub enum IoRequest {
         /// The last record of the segment.
         upto: Sequence,
     },
+    /// Close and delete the file of a sealed segment, once the reads of it that were submitted before
+    /// are answered; make that durable.
+    Remove {
+        /// The segment. Nothing of it is asked for any more.
+        segment: SegmentNo,
+    },
 }
 
 /// The answer to an [`IoRequest`].
@@ -132,6 +141,13 @@ pub enum IoReply {
         segment: SegmentNo,
         /// As in the request; with a good result also a sync of everything up to it.
         upto: Sequence,
+        /// Outcome.
+        result: Result<(), DiskError>,
+    },
+    /// The file is gone, if `result` is good; else it may be there at the next start.
+    Removed {
+        /// The segment.
+        segment: SegmentNo,
         /// Outcome.
         result: Result<(), DiskError>,
     },

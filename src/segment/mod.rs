@@ -19,12 +19,14 @@
 //! - recovery yields a prefix of what was appended, and at least what [`Log::synced`] said; if bytes
 //!   were damaged since, it says so.
 
+mod chunk;
 pub mod disk;
 pub mod evidence;
 mod fields;
 pub mod files;
 pub mod footer;
 pub mod format;
+mod gaps;
 pub mod header;
 mod headers;
 pub mod index;
@@ -32,6 +34,7 @@ pub mod log;
 pub mod outcome;
 mod record;
 mod recover;
+pub mod segments;
 pub mod start;
 
 #[cfg(test)]
@@ -44,7 +47,8 @@ pub use evidence::Cut;
 pub use files::{Directory, FilesError, SegmentFile, SegmentFiles};
 pub use format::{HEAD_BYTES_MAX, LogId, PART_BYTES_MAX};
 pub use log::Log;
-pub use outcome::{Appended, LogError, LogEvent, LogTotals, NotReady, Read, SegmentState};
+pub use outcome::{Appended, LogError, LogEvent, NotReady, Read};
 pub use record::{Head, ObjectKind, Record};
-pub use recover::{RecoverError, RecoverReport, Recovered, RecoveredRecord, recover};
+pub use recover::{RecoverError, RecoverReport, Recovered, RecoveredRecord, read_only, recover};
+pub use segments::{LogTotals, SegmentState, moved_bytes};
 pub use start::{LogConfig, LogStart};

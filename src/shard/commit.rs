@@ -29,7 +29,7 @@ use crate::state::tree::{self, Changes, INLINE_BYTES_MAX, TreeWriter};
 pub struct Commits {
     writer: TreeWriter,
     changes: Changes,
-    places: Vec<u32>,
+    pub(super) places: Vec<u32>,
     bytes: Vec<u8>,
     /// A commit that has to wait.
     begun: Option<Begun>,
@@ -40,13 +40,13 @@ pub struct Commits {
 
 /// A commit under way.
 #[derive(Clone, Copy)]
-struct Begun {
+pub(super) struct Begun {
     at: BranchRef,
     /// What was appended for it so far.
-    new_objects: u64,
-    new_bytes: u64,
+    pub(super) new_objects: u64,
+    pub(super) new_bytes: u64,
     /// Of which state of the branch the buffers hold the changes and the new nodes, and the tree of it.
-    applied: Option<(Edition, ObjectId)>,
+    pub(super) applied: Option<(Edition, ObjectId)>,
 }
 
 /// Changes of a checkpoint after which its buffers are kept for the next.
@@ -82,6 +82,8 @@ pub struct Prepared {
     pub reused_bytes: u64,
     /// Its parents, and how many.
     pub parents: ([Id; 2], usize),
+    /// What it says that its place is.
+    pub checkpoint_sequence: u64,
     /// The record that lets the branch point at it.
     pub sequence: Sequence,
 }
@@ -90,7 +92,7 @@ const _: () = assert!(PARENTS_MAX >= 2);
 
 impl Commits {
     /// Begins a commit of a branch, or goes on with it. Of another one's the buffers hold nothing then.
-    fn begin(&mut self, at: BranchRef) -> Begun {
+    pub(super) fn begin(&mut self, at: BranchRef) -> Begun {
         let begun = self.begun.take().filter(|begun| begun.at == at);
         begun.unwrap_or(Begun {
             at,
@@ -101,8 +103,8 @@ impl Commits {
     }
 
     /// Keeps a commit that has to wait.
-    fn end(&mut self, begun: Begun, prepared: &Result<Prepared, Refused>) {
-        let waits = matches!(prepared, Err(Refused::Wait | Refused::Cold(_)));
+    pub(super) fn end(&mut self, begun: Begun, refused: Option<&Refused>) {
+        let waits = matches!(refused, Some(Refused::Wait | Refused::Cold(_)));
         self.begun = waits.then_some(begun);
     }
 
@@ -138,7 +140,7 @@ impl<D: Disk> Store<D> {
         let mut commits = std::mem::take(&mut self.commits);
         let mut begun = commits.begin(at);
         let prepared = self.prepare_changes(at, asked, &mut commits, &mut begun);
-        commits.end(begun, &prepared);
+        commits.end(begun, prepared.as_ref().err());
         self.commits = commits;
         prepared
     }
@@ -188,12 +190,17 @@ impl<D: Disk> Store<D> {
         let prepared =
             tree.and_then(|tree| self.prepare(at, asked, tree, &mut commits, &mut begun));
         begun.applied = None;
-        commits.end(begun, &prepared);
+        commits.end(begun, prepared.as_ref().err());
         self.commits = commits;
         prepared
     }
 
-    fn apply(&mut self, at: BranchRef, commits: &mut Commits) -> Result<ObjectId, Refused> {
+    /// The tree that the changes make of the branch's.
+    pub(super) fn apply(
+        &mut self,
+        at: BranchRef,
+        commits: &mut Commits,
+    ) -> Result<ObjectId, Refused> {
         let base = self.tables.branch(at).base;
         let Commits {
             writer, changes, ..
@@ -215,18 +222,8 @@ impl<D: Disk> Store<D> {
         begun: &mut Begun,
     ) -> Result<Prepared, Refused> {
         let head = self.tables.branch(at).head;
-        let (mut reused_bytes, before) = (0, begun.new_bytes);
-        for (id, bytes) in commits.writer.new_nodes() {
-            self.nodes.insert(&id, bytes);
-            if self.append_kept(ObjectKind::Node, id, bytes)? {
-                begun.new_objects += 1;
-                begun.new_bytes += bytes.len() as u64;
-            } else {
-                reused_bytes += bytes.len() as u64;
-            }
-        }
-        // What was appended before the wait is there now, but was not reused.
-        reused_bytes = u64::saturating_sub(reused_bytes, before);
+        let above = self.sequence_above(at, head, asked.merged)?;
+        let reused_bytes = self.append_nodes(commits, begun)?;
         let keys = self.with_nodes(|nodes| tree::count(nodes, &tree))?;
         let mut parents = [tree; 2];
         let mut count = 0;
@@ -235,13 +232,14 @@ impl<D: Disk> Store<D> {
             count += 1;
         }
         commits.bytes.clear();
+        let checkpoint_sequence = above.max(self.log.last().0 + 1);
         let agent = self.tables.agent(at.agent);
         let new = NewCheckpoint {
             tree,
             keys: u64::from(keys),
             parents: &parents[..count],
             agent: &agent.name,
-            sequence: self.log.last().0 + 1,
+            sequence: checkpoint_sequence,
             wall_ms: asked.wall_ms,
             metadata: asked.metadata,
         };
@@ -257,12 +255,71 @@ impl<D: Disk> Store<D> {
             new_bytes: begun.new_bytes + commits.bytes.len() as u64,
             reused_bytes,
             parents: (parents.map(|id| *id.as_bytes()), count),
+            checkpoint_sequence,
             sequence,
         })
     }
 
+    /// The least sequence of a checkpoint that follows these: brought from elsewhere, they may be ahead of
+    /// the log. What can't be read is no reason against it.
+    fn sequence_above(
+        &mut self,
+        at: BranchRef,
+        head: Option<ObjectId>,
+        merged: Option<ObjectId>,
+    ) -> Result<u64, Refused> {
+        let mut above = 0;
+        if let Some(head) = head {
+            let known = match self.tables.branch(at).head_sequence {
+                Some(known) => known,
+                None => {
+                    let read = self.sequence_of(at, &head)?;
+                    self.tables.branch_mut(at).head_sequence = Some(read);
+                    read
+                }
+            };
+            above = known.saturating_add(1);
+        }
+        if let Some(merged) = merged {
+            above = above.max(self.sequence_of(at, &merged)?.saturating_add(1));
+        }
+        Ok(above)
+    }
+
+    fn sequence_of(&mut self, at: BranchRef, id: &ObjectId) -> Result<u64, Refused> {
+        match self.known(at, id) {
+            Ok(known) => Ok(known.sequence),
+            Err(Refused::NoSuchRevision | Refused::Corrupt) => Ok(0),
+            Err(refused) => Err(refused),
+        }
+    }
+
+    /// Appends the nodes that a tree was built of and that are not stored; the bytes of the others.
+    pub(super) fn append_nodes(
+        &mut self,
+        commits: &Commits,
+        begun: &mut Begun,
+    ) -> Result<u64, Refused> {
+        let (mut reused_bytes, before) = (0, begun.new_bytes);
+        for (id, bytes) in commits.writer.new_nodes() {
+            self.nodes.insert(&id, bytes);
+            if self.append_kept(ObjectKind::Node, id, bytes)? {
+                begun.new_objects += 1;
+                begun.new_bytes += bytes.len() as u64;
+            } else {
+                reused_bytes += bytes.len() as u64;
+            }
+        }
+        // What was appended before the wait is there now, but was not reused.
+        Ok(u64::saturating_sub(reused_bytes, before))
+    }
+
     /// The changes of the working set, in order, as the tree takes them.
-    fn collect_changes(&mut self, at: BranchRef, commits: &mut Commits) -> Result<(), Refused> {
+    pub(super) fn collect_changes(
+        &mut self,
+        at: BranchRef,
+        commits: &mut Commits,
+    ) -> Result<(), Refused> {
         let Commits {
             changes,
             places,
@@ -299,7 +356,11 @@ impl<D: Disk> Store<D> {
     }
 
     /// Of a fork the log knows values that nothing names: those of a checkpoint have to outlive it.
-    fn keep_values_of_fork(&mut self, at: BranchRef, places: &[u32]) -> Result<(), Refused> {
+    pub(super) fn keep_values_of_fork(
+        &mut self,
+        at: BranchRef,
+        places: &[u32],
+    ) -> Result<(), Refused> {
         if !at.is_fork() {
             return Ok(());
         }
@@ -323,7 +384,7 @@ impl<D: Disk> Store<D> {
     }
 
     /// Appends an object that trees hold, unless it is stored already; whether it was not.
-    fn append_kept(
+    pub(super) fn append_kept(
         &mut self,
         kind: ObjectKind,
         id: ObjectId,
@@ -356,6 +417,7 @@ impl<D: Disk> Store<D> {
         changes_stay: bool,
     ) -> Result<Sequence, Refused> {
         self.ready(0, false)?;
+        self.restate_branch(at)?;
         let agent = self.tables.agent(at.agent);
         let known = agent.branch(at.branch).map_or("", |branch| &branch.name);
         let name = name.unwrap_or(known);
@@ -387,6 +449,7 @@ impl<D: Disk> Store<D> {
         let branch = self.tables.branch_mut(at);
         branch.keys.settle(&places);
         (branch.head, branch.base) = (Some(prepared.id), prepared.tree);
+        branch.head_sequence = Some(prepared.checkpoint_sequence);
         if places.len() <= PLACES_KEPT_MAX {
             self.commits.places = places;
         } else {
@@ -434,7 +497,8 @@ impl<D: Disk> Store<D> {
         found
     }
 
-    /// Copies the bytes of a checkpoint of this agent to the end of `out`.
+    /// Copies the bytes of a checkpoint that the agent may read to the end of `out`: one that it made, or
+    /// adopted.
     ///
     /// # Errors
     /// As [`Store::known`].
@@ -444,12 +508,11 @@ impl<D: Disk> Store<D> {
         id: &ObjectId,
         out: &mut Vec<u8>,
     ) -> Result<(), Refused> {
-        let found = self.tables.objects.find(id);
-        let no = found
-            .filter(|&no| self.tables.objects.get(no).kind == ObjectKind::Checkpoint)
-            .ok_or(Refused::NoSuchRevision)?;
         let from = out.len();
-        self.read_whole(no, out)?;
+        self.read_any_checkpoint(id, out)?;
+        if self.tables.agent(at.agent).adopted.contains(id) {
+            return Ok(());
+        }
         let made_by = Checkpoint::decode(&out[from..])
             .map_err(|_| Refused::Corrupt)?
             .agent;
@@ -457,6 +520,14 @@ impl<D: Disk> Store<D> {
             return Err(Refused::NoSuchRevision);
         }
         Ok(())
+    }
+
+    fn read_any_checkpoint(&mut self, id: &ObjectId, out: &mut Vec<u8>) -> Result<(), Refused> {
+        let found = self.tables.objects.find(id);
+        let no = found
+            .filter(|&no| self.tables.objects.get(no).kind == ObjectKind::Checkpoint)
+            .ok_or(Refused::NoSuchRevision)?;
+        self.read_whole(no, out)
     }
 
     /// Appends what makes a branch of a fork: its record, and one for each change.
