@@ -14,6 +14,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::agent::malformed::Malformed;
+use crate::agent::set_call::SetCall;
 use crate::id::{AGENT_NAME_BYTES_MAX, KEY_BYTES_MAX, OBJECT_ID_BYTES, ObjectId};
 
 /// Longest name of a branch or a tag, in bytes.
@@ -197,6 +198,8 @@ pub enum Call<'a> {
         /// What the head must be now.
         expect: Option<Option<Id>>,
     },
+    /// About superpositions.
+    Superposition(#[serde(borrow)] SetCall<'a>),
 }
 
 impl<'a> Call<'a> {
@@ -231,6 +234,7 @@ impl<'a> Call<'a> {
             | Self::Fork { .. }
             | Self::Keep { .. }
             | Self::Merge { .. } => ANSWER_BYTES_MAX,
+            Self::Superposition(call) if call.has_one_answer() => ANSWER_BYTES_MAX,
             _ => 0,
         }
     }
@@ -245,6 +249,7 @@ impl<'a> Call<'a> {
             | Self::Rename { name }
             | Self::Keep { name }
             | Self::Tag { name, .. } => check_name(name),
+            Self::Superposition(call) => call.check_names(),
             _ => Ok(()),
         }
     }
@@ -432,6 +437,7 @@ const _: () = assert!(NAME_BYTES_MAX <= KEY_BYTES_MAX && AGENT_NAME_BYTES_MAX <=
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::agent::set_call::Choice;
     use proptest::prelude::*;
 
     #[test]
@@ -461,6 +467,19 @@ mod tests {
                 pairs: &[],
                 expect: Some(None),
             },
+            Call::Superposition(SetCall::Create {
+                name: "tries",
+                half_life_ms: 60_000,
+                ttl_ms: 0,
+                bound: 0.5f64.to_le_bytes(),
+            }),
+            Call::Superposition(SetCall::Collapse {
+                set: 3,
+                choice: Choice::Drawn { seed: u64::MAX },
+                into: Some("main"),
+                expect: None,
+                force: false,
+            }),
         ];
         for call in calls {
             let mut bytes = Vec::new();

@@ -19,7 +19,7 @@ use crate::state::checkpoint::{self, Checkpoint, Metadata};
 /// Bytes asked for of a page of an answer.
 const PAGE_BYTES: u32 = 64 << 10;
 /// Bytes asked for of an answer of one item: the longest names something of 255 bytes.
-const ITEM_BYTES: u32 = 1 << 10;
+pub(super) const ITEM_BYTES: u32 = 1 << 10;
 
 /// A checkpoint to be made.
 #[derive(Clone, Debug, Default)]
@@ -470,17 +470,17 @@ impl Lane {
         })
     }
 
-    fn ask_nothing(&mut self, call: &Call<'_>) -> Result<(), ClientError> {
+    pub(super) fn ask_nothing(&mut self, call: &Call<'_>) -> Result<(), ClientError> {
         self.ask(call, None, 0, |_, _| Ok(()))
     }
 
-    fn ask_branch(&mut self, call: &Call<'_>) -> Result<BranchInfo, ClientError> {
+    pub(super) fn ask_branch(&mut self, call: &Call<'_>) -> Result<BranchInfo, ClientError> {
         self.ask(call, None, ITEM_BYTES, |_, answer| {
             one(answer).map(branch_info)
         })
     }
 
-    fn ask_list<T>(
+    pub(super) fn ask_list<T>(
         &mut self,
         call: &Call<'_>,
         read: impl FnOnce(&[u8]) -> Result<Vec<T>, ClientError>,
@@ -493,7 +493,7 @@ impl Lane {
     }
 
     /// Submits a call, waits for its completion, and lets `read` look at the answer.
-    fn ask<T>(
+    pub(super) fn ask<T>(
         &mut self,
         call: &Call<'_>,
         durability: Option<Durability>,
@@ -525,7 +525,7 @@ impl Lane {
 }
 
 /// Reads each item of an answer.
-fn all<'a, W: Deserialize<'a>, T>(
+pub(super) fn all<'a, W: Deserialize<'a>, T>(
     answer: &'a [u8],
     read: impl Fn(W) -> Result<T, ClientError>,
 ) -> Result<Vec<T>, ClientError> {
@@ -534,7 +534,7 @@ fn all<'a, W: Deserialize<'a>, T>(
         .collect()
 }
 
-fn one<'a, T: Deserialize<'a>>(answer: &'a [u8]) -> Result<T, ClientError> {
+pub(super) fn one<'a, T: Deserialize<'a>>(answer: &'a [u8]) -> Result<T, ClientError> {
     let first = call::items(answer).next();
     first.and_then(Result::ok).ok_or(ClientError::BadReply)
 }
@@ -548,7 +548,7 @@ fn encode_pairs(pairs: &[(&str, &str)]) -> Result<Vec<u8>, ClientError> {
     Ok(encoded)
 }
 
-fn expected(expect: Option<Option<ObjectId>>) -> Option<Option<Id>> {
+pub(super) fn expected(expect: Option<Option<ObjectId>>) -> Option<Option<Id>> {
     expect.map(|head| head.map(|id| *id.as_bytes()))
 }
 

@@ -1,4 +1,4 @@
-//! One agent: its branches, its tags, its window.
+//! One agent: its branches, its tags, its sets of candidates, its window.
 //!
 //! Floor 2. Plain tables; what changes them in step with the log is `store` and `commit`.
 //!
@@ -12,7 +12,8 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use crate::cache::WindowWriter;
-use crate::id::{AgentNo, BranchNo, ObjectId, Retention, View};
+use crate::id::{AgentNo, BranchNo, ObjectId, Retention, SetNo, View};
+use crate::shard::sets::Sets;
 use crate::state::tree::EMPTY_TREE;
 use crate::state::{Held, Value, WorkingSet};
 
@@ -65,6 +66,8 @@ pub struct Branch {
     pub view: View,
     /// Lanes that are on it.
     pub lanes: u32,
+    /// Of a fork that was opened on a candidate: the set.
+    pub set: Option<SetNo>,
 }
 
 /// A name for a checkpoint.
@@ -91,6 +94,8 @@ pub struct Agent {
     pub adopted: BTreeSet<ObjectId>,
     /// While it is suspended: the kept blob that lists its hot keys.
     pub hot: Option<ObjectId>,
+    /// Its sets of candidates.
+    pub sets: Sets,
     /// Its L1 window, while a lane is attached.
     pub window: Option<WindowWriter>,
     /// The descriptor from which processes map the window.
@@ -115,6 +120,7 @@ impl Agent {
             tags: BTreeMap::new(),
             adopted: BTreeSet::new(),
             hot: None,
+            sets: Sets::default(),
             window: None,
             window_fd: None,
             lanes: 0,
@@ -208,6 +214,7 @@ impl Agent {
             retention: Retention::All,
             view,
             lanes: 0,
+            set: None,
         });
         if no.0 >= FORK_NUMBERS {
             self.forks.insert(no.0, branch);
@@ -293,7 +300,7 @@ impl Agent {
             .map(|branch| size_of::<Branch>() + 2 * branch.name.len() + branch.keys.memory_bytes())
             .sum();
         let tags: usize = self.tags.keys().map(|name| name.len() + 80).sum();
-        let adopted = self.adopted.len() * 48;
+        let adopted = self.adopted.len() * 48 + self.sets.memory_bytes();
         self.branches.capacity() * size_of::<usize>() + branches + tags + adopted
     }
 }

@@ -25,6 +25,7 @@ use crate::segment::{
 };
 use crate::shard::agent::{BranchRef, named};
 use crate::shard::commit::Commits;
+use crate::shard::groups::Groups;
 use crate::shard::large::LargeValue;
 use crate::shard::nodes::NodeCache;
 use crate::shard::tables::{Freed, Tables};
@@ -148,6 +149,8 @@ pub struct Store<D> {
     pub l2: L2,
     /// Nodes of state trees.
     pub nodes: NodeCache,
+    /// Whose objects are in memory as groups.
+    pub(super) groups: Groups,
     /// Buffers of commits.
     pub(super) commits: Commits,
     /// Working sets that were given up, and still hold references.
@@ -179,6 +182,7 @@ impl<D: Disk> Store<D> {
             disk,
             nodes: NodeCache::new(l2.bytes_capacity() / NODES_SHARE),
             l2,
+            groups: Groups::default(),
             commits: Commits::default(),
             retired: VecDeque::new(),
             index_bytes_max,
@@ -221,7 +225,11 @@ impl<D: Disk> Store<D> {
     ) -> Piece {
         let object = self.tables.objects.get(no);
         if object.cached != NOT_CACHED {
-            slice_chunks(self.l2.get(EntryNo(object.cached)), from, bytes, &mut sink);
+            let entry = EntryNo(object.cached);
+            slice_chunks(self.l2.get(entry), from, bytes, &mut sink);
+            if self.l2.is_grouped(entry) {
+                self.share(entry);
+            }
             return Piece::L2;
         }
         let (at, id, kind) = (object.at, object.id, object.kind);
@@ -236,7 +244,9 @@ impl<D: Disk> Store<D> {
                     return Piece::Corrupt;
                 }
                 sink(&stored[from..from + bytes]);
-                admit(&mut self.l2, &mut self.tables, no, stored);
+                let (l2, nodes) = (&mut self.l2, &mut self.nodes);
+                let objects = &mut self.tables.objects;
+                self.groups.admit(l2, nodes, objects, no, stored);
                 Piece::L3
             }
         }
@@ -250,7 +260,7 @@ impl<D: Disk> Store<D> {
             return false;
         }
         if object.cached == NOT_CACHED {
-            admit(&mut self.l2, &mut self.tables, no, stored);
+            self.admit(no, stored);
         }
         true
     }
@@ -349,7 +359,7 @@ impl<D: Disk> Store<D> {
                 .add_object(id, ObjectKind::Blob, appended.payload)
         });
         if self.tables.objects.get(object).cached == NOT_CACHED {
-            admit(&mut self.l2, &mut self.tables, object, payload);
+            self.admit(object, payload);
         }
         self.name(
             at,
@@ -671,18 +681,6 @@ impl<D: Disk> Store<D> {
             self.l2.remove(EntryNo(entry));
             self.tables.objects.set_cached(no, NOT_CACHED);
         }
-    }
-}
-
-/// Offers an object to L2, and clears the back pointers of what had to leave.
-fn admit(l2: &mut L2, tables: &mut Tables, no: ObjectNo, stored: &[u8]) {
-    let objects = &mut tables.objects;
-    let fingerprint = objects.get(no).id.hash64();
-    let entry = l2.insert(no.0, fingerprint, stored, &mut |evicted| {
-        objects.set_cached(ObjectNo(evicted), NOT_CACHED);
-    });
-    if let Some(EntryNo(entry)) = entry {
-        objects.set_cached(no, entry);
     }
 }
 
