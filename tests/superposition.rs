@@ -120,6 +120,63 @@ fn best_of_n_from_create_to_collapse() {
 }
 
 #[test]
+fn what_a_candidate_deleted_is_gone_for_every_lane_after_the_collapse() {
+    with_runtime(|session| {
+        let mut lane = attach(session, "planner");
+        let mut other = attach(session, "planner");
+        for key in [&b"stays"[..], b"goes", b"changes"] {
+            lane.put(key, b"before").unwrap();
+        }
+        let before = checkpoint(&mut lane);
+        let set = lane.superpose(&named("tries")).unwrap().no;
+        let fork = lane.fork(Revision::Head).unwrap().no;
+        lane.on(fork).delete(b"goes").unwrap();
+        lane.on(fork).put(b"changes", b"after").unwrap();
+        lane.on(fork).put(b"comes", b"after").unwrap();
+        checkpoint(&mut lane.on(fork));
+        let mut on = lane.on(fork);
+        on.add_candidate(set, Revision::Head, 1.0, "").unwrap();
+        drop(on);
+        // Both have read it all, so that their window holds it.
+        for _ in 0..3 {
+            for lane in [&mut lane, &mut other] {
+                assert_eq!(get(lane, b"goes").unwrap(), b"before");
+                assert_eq!(get(lane, b"changes").unwrap(), b"before");
+                assert_eq!(get(lane, b"comes"), None);
+            }
+        }
+        let aside = lane.branch("aside", Revision::Head).unwrap().no;
+        let options = CollapseOptions::default();
+        lane.collapse(set, Choice::Candidate(0), &options).unwrap();
+        for lane in [&mut lane, &mut other] {
+            assert_eq!(get(lane, b"goes"), None);
+            assert_eq!(get(lane, b"changes").unwrap(), b"after");
+            assert_eq!(get(lane, b"comes").unwrap(), b"after");
+            assert_eq!(get(lane, b"stays").unwrap(), b"before");
+            let keys = lane.scan(b"", b"", 0).unwrap().keys.into_iter();
+            let keys: Vec<_> = keys.map(|found| found.key).collect();
+            assert_eq!(keys, [&b"changes"[..], b"comes", b"stays"]);
+        }
+        assert_eq!(get(&mut lane.on(aside), b"goes").unwrap(), b"before");
+        // Back to where it was, by another collapse into the other branch's head.
+        let set = other.superpose(&named("tries")).unwrap().no;
+        let from = Revision::Checkpoint(*before.as_bytes());
+        other.add_candidate(set, from, 1.0, "back").unwrap();
+        let into = CollapseOptions {
+            into: Some("aside"),
+            ..CollapseOptions::default()
+        };
+        let stale = other.collapse(set, Choice::Candidate(0), &into);
+        assert!(
+            matches!(stale, Err(ClientError::StaleHead { current }) if current == Some(before)),
+            "what it expects is the head of the branch that it was made for"
+        );
+        other.collapse(set, Choice::Candidate(0), &options).unwrap();
+        assert_eq!(get(&mut lane, b"goes").unwrap(), b"before");
+    });
+}
+
+#[test]
 fn no_lane_reads_the_state_before_after_a_collapse_was_answered() {
     const KEYS: u8 = 8;
     const READERS: usize = 3;

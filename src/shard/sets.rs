@@ -70,6 +70,11 @@ impl Sets {
         self.open.iter().map(|(&no, open)| (no, open))
     }
 
+    /// The same, to be changed.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = (SetNo, &mut OpenSet)> {
+        self.open.iter_mut().map(|(&no, open)| (no, open))
+    }
+
     /// Sets that are open.
     #[must_use]
     pub fn len(&self) -> usize {

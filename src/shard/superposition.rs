@@ -28,7 +28,7 @@ use std::collections::BTreeSet;
 use crate::agent::call::{self, Id, Revision};
 use crate::agent::entry::Status;
 use crate::agent::set_call::{CandidateInfo, Choice, Collapsed, Real, SetCall, SetInfo};
-use crate::id::SetNo;
+use crate::id::{AgentNo, SetNo};
 use crate::segment::{Collapse, Disk, Head, Sequence};
 use crate::shard::Shard;
 use crate::shard::agent::BranchRef;
@@ -92,17 +92,21 @@ impl SetClock {
 impl<D: Disk> Shard<D> {
     /// Takes in the sets that the log told of.
     pub(super) fn watch_sets(&mut self) {
-        let tables = &mut self.store.tables;
-        let (mut latest_ms, mut all) = (0, Vec::new());
-        for (agent, found) in tables.all_agents() {
-            latest_ms = latest_ms.max(found.sets.latest_ms());
-            all.extend(found.sets.iter().map(|(set, _)| SetRef { agent, set }));
-        }
+        let agents = self.store.tables.all_agents();
+        let (numbers, said): (Vec<_>, Vec<_>) = agents
+            .map(|(agent, found)| (agent, found.sets.latest_ms()))
+            .unzip();
+        let latest_ms = said.into_iter().max().unwrap_or(0);
         self.sets.base_ms = self.options.wall_ms.max(latest_ms);
-        for at in all {
-            if let Some(open) = tables.open_set_mut(at) {
-                self.sets.watch(at, open, 0);
-            }
+        for agent in numbers {
+            self.watch_sets_of(agent);
+        }
+    }
+
+    /// The same for an agent whose sets came from elsewhere.
+    pub(super) fn watch_sets_of(&mut self, agent: AgentNo) {
+        for (set, open) in self.store.tables.agent_mut(agent).sets.iter_mut() {
+            self.sets.watch(SetRef { agent, set }, open, 0);
         }
     }
 
