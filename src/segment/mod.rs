@@ -48,7 +48,7 @@ pub use files::{Directory, FilesError, SegmentFile, SegmentFiles};
 pub use format::{HEAD_BYTES_MAX, LogId, PART_BYTES_MAX};
 pub use log::Log;
 pub use outcome::{Appended, LogError, LogEvent, NotReady, Read};
-pub use record::{Head, ObjectKind, Record};
+pub use record::{Collapse, Head, ObjectKind, Record};
 pub use recover::{RecoverError, RecoverReport, Recovered, RecoveredRecord, read_only, recover};
 pub use segments::{LogTotals, SegmentState, moved_bytes};
 pub use start::{LogConfig, LogStart};
