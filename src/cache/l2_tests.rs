@@ -300,9 +300,11 @@ fn groups_leave_as_a_whole_and_take_nothing_of_others() {
         let mut random = Random(seed);
         let mut l2 = L2::new(200_000).unwrap();
         let mut table = Table::default();
-        for object in 0..60 {
+        // It is full, so that whatever needs room takes it from somebody.
+        for object in 0..300 {
             table.access(&mut l2, object, &[object as u8; 1000]);
         }
+        assert!(l2.bytes_used() > l2.bytes_capacity() - 2_000);
         let (used, len) = (l2.bytes_used(), l2.len());
         // By group: object, entry and value of each.
         let mut model: Vec<Vec<(u32, EntryNo, Vec<u8>)>> = vec![Vec::new(); GROUPS_MAX];

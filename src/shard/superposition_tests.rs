@@ -616,11 +616,16 @@ fn grouped(world: &World) -> usize {
     in_l2(world).iter().filter(|(_, grouped)| *grouped).count()
 }
 
-/// Sets of one candidate each, with `keys` values of 2,000 bytes that only it has.
-fn flooded(l2_bytes: usize, sets: u32, keys: u32) -> World {
+/// 2,000 bytes that no other number has.
+fn unique(no: u32) -> Vec<u8> {
+    no.to_le_bytes().repeat(500)
+}
+
+/// `heads` keys on the branch, which were read, and sets of one candidate each, with `keys` values of 2,000 bytes that only it has.
+fn flooded(l2_bytes: usize, heads: u32, sets: u32, keys: u32) -> World {
     let mut world = World::new(l2_bytes);
-    for no in 0..20u32 {
-        world.put(format!("h/{no:02}").as_bytes(), &value(no, 2000));
+    for no in 0..heads {
+        world.put(format!("h/{no:02}").as_bytes(), &unique(no));
     }
     world.good(None, &CHECKPOINT);
     for set in 0..sets {
@@ -628,14 +633,14 @@ fn flooded(l2_bytes: usize, sets: u32, keys: u32) -> World {
         let fork = BranchNo(world.info(None, &FORK).no);
         for no in 0..keys {
             let key = format!("c/{no:02}");
-            world.put_on(fork, key.as_bytes(), &value(1000 + set * 100 + no, 2000));
+            world.put_on(fork, key.as_bytes(), &unique(10_000 + set * 100 + no));
         }
         let from = Revision::Checkpoint(world.made(Some(fork)).id);
         world.set_call(add(set, from, 1.0, ""));
         world.good(Some(fork), &Call::Discard);
     }
     let mut world = world.restarted(l2_bytes);
-    for no in 0..20u32 {
+    for no in 0..heads {
         assert!(world.get(format!("h/{no:02}").as_bytes()).is_ok());
     }
     world
@@ -645,7 +650,7 @@ fn read_candidate(world: &mut World, set: u32, keys: u32) -> BranchNo {
     let fork = world.open(set, 0);
     for no in 0..keys {
         let key = format!("c/{no:02}");
-        let wanted = value(1000 + set * 100 + no, 2000);
+        let wanted = unique(10_000 + set * 100 + no);
         assert_eq!(world.get_on(fork, key.as_bytes()).unwrap(), wanted);
     }
     fork
@@ -655,9 +660,11 @@ fn read_candidate(world: &mut World, set: u32, keys: u32) -> BranchNo {
 fn a_flood_of_candidates_evicts_nothing_of_a_head_and_leaves_by_whole_groups() {
     const KEYS: u32 = 8;
     // An eighth of it holds 31 KiB: one group of eight values and a half.
-    let mut world = flooded(250_000, 12, KEYS);
+    let mut world = flooded(250_000, 150, 12, KEYS);
     let heads = in_l2(&world);
-    assert!(heads.len() >= 20 && heads.iter().all(|(_, grouped)| !grouped));
+    assert!(heads.iter().all(|(_, grouped)| !grouped));
+    let l2 = &world.shard.store.l2;
+    assert!(l2.bytes_used() > l2.bytes_capacity() - 3_000, "it is full");
     for round in 0..2 {
         for set in 0..12 {
             let fork = read_candidate(&mut world, set, KEYS);
@@ -683,7 +690,7 @@ fn a_flood_of_candidates_evicts_nothing_of_a_head_and_leaves_by_whole_groups() {
 #[test]
 fn the_group_of_a_set_that_ends_leaves_at_once() {
     for collapse_it in [false, true] {
-        let mut world = flooded(1 << 20, 2, 8);
+        let mut world = flooded(1 << 20, 20, 2, 8);
         let fork = read_candidate(&mut world, 0, 8);
         let other = read_candidate(&mut world, 1, 8);
         assert_eq!(grouped(&world), 16);
@@ -694,32 +701,32 @@ fn the_group_of_a_set_that_ends_leaves_at_once() {
         assert_eq!(grouped(&world), 8);
         // What is read there from now on is as any fork's.
         let key = &b"c/03"[..];
-        assert_eq!(world.get_on(fork, key).unwrap(), value(1003, 2000));
+        assert_eq!(world.get_on(fork, key).unwrap(), unique(10_003));
         assert_eq!(grouped(&world), 8);
-        assert_eq!(world.get_on(other, key).unwrap(), value(1103, 2000));
+        assert_eq!(world.get_on(other, key).unwrap(), unique(10_103));
         assert_eq!(world.get(key).is_ok(), collapse_it);
     }
 }
 
 #[test]
 fn what_a_head_uses_is_no_longer_the_groups() {
-    let mut world = flooded(1 << 20, 1, 8);
+    let mut world = flooded(1 << 20, 20, 1, 8);
     let fork = read_candidate(&mut world, 0, 8);
-    world.put(b"mine", &value(1003, 2000));
-    assert_eq!(world.get(b"mine").unwrap(), value(1003, 2000));
+    world.put(b"mine", &unique(10_003));
+    assert_eq!(world.get(b"mine").unwrap(), unique(10_003));
     assert_eq!(grouped(&world), 7);
     world.set_call(SetCall::Release { set: 0 });
     assert_eq!(grouped(&world), 0);
-    let id = ObjectKind::Blob.id_of(&value(1003, 2000));
+    let id = ObjectKind::Blob.id_of(&unique(10_003));
     assert!(in_l2(&world).contains(&(id, false)));
     // And what a head has already is never a group's.
-    assert_eq!(world.get_on(fork, b"h/05").unwrap(), value(5, 2000));
+    assert_eq!(world.get_on(fork, b"h/05").unwrap(), unique(5));
     assert_eq!(grouped(&world), 0);
 }
 
 #[test]
 fn a_set_larger_than_the_share_begins_anew() {
-    let mut world = flooded(250_000, 1, 40);
+    let mut world = flooded(250_000, 150, 1, 40);
     let heads = in_l2(&world);
     let fork = read_candidate(&mut world, 0, 40);
     let now = in_l2(&world);
@@ -728,7 +735,7 @@ fn a_set_larger_than_the_share_begins_anew() {
     world.chill();
     // From the device they come into the group as well.
     for no in 0..40 {
-        let wanted = value(1000 + no, 2000);
+        let wanted = unique(10_000 + no);
         let read = world.get_on(fork, format!("c/{no:02}").as_bytes());
         assert_eq!(read.unwrap(), wanted);
     }
