@@ -13,9 +13,9 @@ use crate::segment::{
 };
 use crate::shard::agent::{FORK_NUMBERS, MAIN, Tag};
 use crate::shard::tables::{Tables, TablesError};
-use crate::state::tree::Value;
 use crate::state::chunks::{NewObject, ValueWriter};
 use crate::state::tree::EMPTY_TREE;
+use crate::state::tree::Value;
 
 /// Tables that are replayed from records, 100 bytes each.
 #[derive(Default)]
