@@ -20,7 +20,7 @@ use crate::segment::{Disk, IoRequest};
 
 impl Log {
     /// Notes that objects in a segment are garbage now, or were moved: `dead_bytes` is the sum of their
-    /// [`moved_bytes`]. O(log segments).
+    /// [`moved_bytes`](crate::segment::moved_bytes). O(log segments).
     pub fn garbage(&mut self, segment: SegmentNo, dead_bytes: u64) {
         if let Some(state) = self.segments.get_mut(segment) {
             state.dead_bytes += dead_bytes;
@@ -102,8 +102,9 @@ impl Log {
         self.append(&head.expect("a segment that can be dropped").into())
     }
 
-    /// Forgets a segment and has its file removed; [`LogEvent::Removed`] says how that went. Where it
-    /// failed the next start tries again.
+    /// Forgets a segment and has its file removed;
+    /// [`LogEvent::Removed`](crate::segment::LogEvent::Removed) says how that went. Where it failed the
+    /// next start tries again.
     ///
     /// # Panics
     /// If the record that drops it is not on the device.
