@@ -25,7 +25,9 @@ use super::format::{FORMAT_VERSION, SEGMENT_HEADER_BYTES, SYNCED_BYTES, encode, 
 use super::header::SegmentHeader;
 use super::outcome::{Appended, LogError, LogEvent, NotReady, Read};
 use super::record::{Head, Record};
-use super::segments::{LogTotals, SegmentState, Segments, moved_bytes};
+#[cfg(test)]
+use super::segments::LogTotals;
+use super::segments::{SegmentState, Segments, moved_bytes};
 use super::start::{BUFFER_BYTES_MIN, LogConfig, LogStart, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
 use super::{Disk, DiskError, IoReply, IoRequest, Location, Sequence};
 
@@ -688,8 +690,8 @@ impl Log {
     }
 
     /// Sums over all segments. O(segments).
-    #[must_use]
-    pub fn totals(&self) -> LogTotals {
+    #[cfg(test)]
+    pub(crate) fn totals(&self) -> LogTotals {
         self.segments.totals()
     }
 

@@ -50,5 +50,5 @@ pub use log::Log;
 pub use outcome::{Appended, LogError, LogEvent, NotReady, Read};
 pub use record::{Head, ObjectKind, Record};
 pub use recover::{RecoverError, RecoverReport, Recovered, RecoveredRecord, read_only, recover};
-pub use segments::{LogTotals, SegmentState, moved_bytes};
+pub use segments::{SegmentState, moved_bytes};
 pub use start::{LogConfig, LogStart};
