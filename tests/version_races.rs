@@ -6,12 +6,12 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
-use common::Random;
+use common::{Random, attach as lane, get};
 use helios::Runtime;
 use helios::client::{
-    Attach, ClientError, Lane, Merged, NewCheckpoint, Policy, PutOptions, Revision, Session,
+    ClientError, Lane, Merged, NewCheckpoint, Policy, PutOptions, Revision, Session,
 };
-use helios::config::{Choice, Config, Io};
+use helios::config::Config;
 use helios::id::{BranchNo, ObjectId};
 use helios::shard::collect::CollectEnd;
 
@@ -20,29 +20,11 @@ mod common;
 type State = BTreeMap<Vec<u8>, Vec<u8>>;
 
 fn config(dir: &std::path::Path) -> Config {
-    Config {
-        shards: Choice::Fixed(1),
-        segment_bytes: 4 << 20,
-        memory_max: 96 << 20,
-        io: Io::Threads,
-        ..Config::at(dir)
-    }
+    common::small_config(dir, 4, 96)
 }
 
 fn with_runtime(test: impl FnOnce(&Session)) {
-    let dir = tempfile::tempdir().unwrap();
-    let runtime = Runtime::start(config(dir.path())).unwrap();
-    test(runtime.session());
-    runtime.shutdown().unwrap();
-}
-
-fn lane(session: &Session, agent: &str) -> Lane {
-    session.attach(agent, Attach::default()).unwrap()
-}
-
-fn get(lane: &mut Lane, key: &[u8]) -> Option<Vec<u8>> {
-    let mut value = Vec::new();
-    lane.get(key, &mut value).unwrap().map(|_| value)
+    common::with_runtime(config, test);
 }
 
 fn of(id: ObjectId) -> Revision<'static> {

@@ -2,38 +2,21 @@
 
 use std::collections::BTreeMap;
 
+use common::{attach as lane, get};
 use helios::Runtime;
 use helios::client::{
-    Attach, ClientError, Lane, Merged, NewCheckpoint, Policy, PutOptions, Revision, Session,
+    ClientError, Lane, Merged, NewCheckpoint, Policy, PutOptions, Revision, Session,
 };
-use helios::config::{Choice, Config, Durability, Io};
+use helios::config::{Config, Durability};
 
 mod common;
 
 fn config(dir: &std::path::Path) -> Config {
-    Config {
-        shards: Choice::Fixed(1),
-        segment_bytes: 1 << 20,
-        memory_max: 64 << 20,
-        io: Io::Threads,
-        ..Config::at(dir)
-    }
+    common::small_config(dir, 1, 64)
 }
 
 fn with_runtime(test: impl FnOnce(&Session)) {
-    let dir = tempfile::tempdir().unwrap();
-    let runtime = Runtime::start(config(dir.path())).unwrap();
-    test(runtime.session());
-    runtime.shutdown().unwrap();
-}
-
-fn lane(session: &Session, agent: &str) -> Lane {
-    session.attach(agent, Attach::default()).unwrap()
-}
-
-fn get(lane: &mut Lane, key: &[u8]) -> Option<Vec<u8>> {
-    let mut value = Vec::new();
-    lane.get(key, &mut value).unwrap().map(|_| value)
+    common::with_runtime(config, test);
 }
 
 fn checkpoint(lane: &mut Lane) -> helios::id::ObjectId {

@@ -44,7 +44,7 @@ const _: () = assert!(cfg!(target_endian = "little"));
 const _: () = assert!(WINDOW_BYTES_MAX / LINE_BYTES <= 1 << 20, "20 bits place");
 const _: () = assert!(KEY_BYTES_MAX < 1 << 12, "12 bits of key length");
 
-/// A region that can't be a window, or is one of another format.
+/// A region that can't be a window.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum WindowError {
@@ -55,6 +55,7 @@ pub enum WindowError {
         bytes: usize,
     },
     /// Not written by this version of the runtime.
+    #[cfg(test)]
     #[error("a window of an unknown format ({found:#010x}); use the runtime's own version")]
     Format {
         /// The first four bytes, as a little-endian number.
@@ -196,14 +197,15 @@ pub struct WindowReader {
 
 impl WindowReader {
     /// Takes a mapping of a window. Only its size is looked at: a region of another format never
-    /// hits, and [`Self::is_used`] says so.
+    /// hits.
     pub fn open(memory: SharedMemory) -> Result<Self, WindowError> {
         check_size(&memory)?;
         Ok(Self { memory })
     }
 
     /// Whether anything was ever filled in.
-    pub fn is_used(&self) -> Result<bool, WindowError> {
+    #[cfg(test)]
+    pub(super) fn is_used(&self) -> Result<bool, WindowError> {
         match self.memory.half(0).load(Ordering::Acquire) {
             MAGIC => Ok(true),
             0 => Ok(false),

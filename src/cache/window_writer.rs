@@ -122,8 +122,8 @@ impl WindowWriter {
     }
 
     /// Bytes of private memory that the writer holds beside itself.
-    #[must_use]
-    pub fn shadow_bytes(&self) -> usize {
+    #[cfg(test)]
+    pub(super) fn shadow_bytes(&self) -> usize {
         size_of_val(&*self.ways)
     }
 

@@ -131,9 +131,9 @@ impl ShardDisk {
         Ok(())
     }
 
-    /// Fills `buffer` from a segment that is there, whether opened or not. Waits for the device:
-    /// for recovery only, where it reads ahead better than a mapping does.
-    pub fn read_now(
+    /// Fills `buffer` from a segment that is there, whether opened or not. Waits for the device.
+    #[cfg(test)]
+    pub(super) fn read_now(
         &self,
         segment: SegmentNo,
         offset: u32,
@@ -144,10 +144,11 @@ impl ShardDisk {
     }
 
     /// Cuts a segment that is there to `bytes` and syncs it, or removes it where `bytes` is 0.
-    /// Waits for the device: for recovery only, before the segment is opened.
+    /// Waits for the device.
     ///
     /// Errors: as the system calls fail; a segment that is open is refused with `EBUSY`.
-    pub fn cut_now(&mut self, segment: SegmentNo, bytes: u32) -> Result<(), DiskError> {
+    #[cfg(test)]
+    pub(super) fn cut_now(&mut self, segment: SegmentNo, bytes: u32) -> Result<(), DiskError> {
         if self.segments.contains_key(&segment) {
             return Err(DiskError::Os {
                 call: "ftruncate",

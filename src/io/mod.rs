@@ -199,8 +199,8 @@ impl IoCore {
 
     /// Whether its threads still run. If not, one panicked, and requests stay unanswered: the host
     /// should stop.
-    #[must_use]
-    pub fn is_running(&self) -> bool {
+    #[cfg(test)]
+    fn is_running(&self) -> bool {
         self.threads.iter().all(|thread| !thread.is_finished())
     }
 

@@ -53,5 +53,5 @@ pub use outcome::{Appended, LogError, LogEvent, NotReady, Read};
 pub use record::{Collapse, Head, ObjectKind, Record};
 pub use recover::{read_only, recover};
 pub use recovered::{RecoverError, RecoverReport, Recovered, RecoveredRecord};
-pub use segments::{LogTotals, SegmentState, moved_bytes};
+pub use segments::{SegmentState, moved_bytes};
 pub use start::{LogConfig, LogStart};

@@ -51,6 +51,7 @@ impl SegmentState {
 }
 
 /// Sums over all segments.
+#[cfg(test)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct LogTotals {
     /// Segments that hold records.
@@ -173,6 +174,7 @@ impl Segments {
         })
     }
 
+    #[cfg(test)]
     pub(super) fn totals(&self) -> LogTotals {
         let states = self.0.iter();
         states.fold(LogTotals::default(), |sum, state| LogTotals {

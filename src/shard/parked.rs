@@ -12,7 +12,7 @@
 use crate::agent::entry::{BusyReason, Completion, Status, Submission};
 use crate::id::{OBJECT_ID_BYTES, ObjectId};
 use crate::segment::index::ObjectNo;
-use crate::segment::{Disk, DiskError, IoRequest};
+use crate::segment::{Disk, DiskError, IoRequest, Location};
 use crate::shard::lanes::LaneRef;
 use crate::shard::store::Refused;
 use crate::shard::{Shard, Step};
@@ -82,21 +82,32 @@ impl<D: Disk> Shard<D> {
         let (ticket, buffer) =
             self.pending
                 .add_fetch(object, self.store.asking(), stored.bytes as usize);
-        let request = IoRequest::Read {
-            ticket,
-            segment: stored.segment,
-            offset: stored.offset,
-            buffer,
-        };
-        let Err(request) = self.store.disk.submit(request) else {
+        let Err(buffer) = self.submit_read(ticket, stored, buffer) else {
             return true;
         };
-        if let IoRequest::Read { buffer, .. } = request {
-            self.pending.recycle(buffer);
-        }
+        self.pending.recycle(buffer);
         self.pending.take_fetch(ticket);
         self.store.unpin(object);
         false
+    }
+
+    /// Asks the I/O core for stored bytes; the buffer, where it takes no more requests.
+    pub(super) fn submit_read(
+        &mut self,
+        ticket: u64,
+        at: Location,
+        buffer: Vec<u8>,
+    ) -> Result<(), Vec<u8>> {
+        let request = IoRequest::Read {
+            ticket,
+            segment: at.segment,
+            offset: at.offset,
+            buffer,
+        };
+        match self.store.disk.submit(request) {
+            Err(IoRequest::Read { buffer, .. }) => Err(buffer),
+            _ => Ok(()),
+        }
     }
 
     /// Takes an object that was fetched, or could not be: who waits begins again, or is answered.

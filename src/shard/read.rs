@@ -9,7 +9,7 @@ use crate::agent::packed;
 use crate::id::{OBJECT_ID_BYTES, ObjectId, VALUE_BYTES_MAX};
 use crate::metrics::{ShardCounters, Stats};
 use crate::segment::index::ObjectNo;
-use crate::segment::{Disk, DiskError, IoRequest};
+use crate::segment::{Disk, DiskError};
 use crate::shard::agent::BranchRef;
 use crate::shard::lanes::LaneRef;
 use crate::shard::pending::{ColdPiece, Destination, Holder, PendingRead};
@@ -293,24 +293,11 @@ impl<D: Disk> Shard<D> {
             self.store.pin(object);
             let stored = self.store.tables.objects.get(object).at;
             let (ticket, buffer) = self.pending.add_piece(piece, stored.bytes as usize);
-            let request = IoRequest::Read {
-                ticket,
-                segment: stored.segment,
-                offset: stored.offset,
-                buffer,
-            };
-            if let Err(IoRequest::Read {
-                ticket,
-                buffer,
-                segment,
-                ..
-            }) = self.store.disk.submit(request)
-            {
-                let errno = libc::EAGAIN;
+            if let Err(buffer) = self.submit_read(ticket, stored, buffer) {
                 let full = DiskError::Os {
                     call: "submission",
-                    segment,
-                    errno,
+                    segment: stored.segment,
+                    errno: libc::EAGAIN,
                 };
                 self.cold_piece(ticket, buffer, Err(full));
             }

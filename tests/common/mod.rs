@@ -7,8 +7,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use helios::Runtime;
 use helios::agent::FrameSocket;
 use helios::client::{Attach, ClientError, Lane, Session};
+use helios::config::{Choice, Config, Io};
 
 /// How long anything may take that is not timed: only a hang takes longer.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -127,6 +129,30 @@ impl Drop for Served {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// A configuration of a small runtime in this process: one shard, plain threads.
+pub fn small_config(dir: &Path, segment_mib: u32, memory_mib: u64) -> Config {
+    Config {
+        shards: Choice::Fixed(1),
+        segment_bytes: segment_mib << 20,
+        memory_max: memory_mib << 20,
+        io: Io::Threads,
+        ..Config::at(dir)
+    }
+}
+
+/// Runs a test against a runtime in this process, in a folder of its own.
+pub fn with_runtime(config: impl FnOnce(&Path) -> Config, test: impl FnOnce(&Session)) {
+    let dir = tempfile::tempdir().unwrap();
+    let runtime = Runtime::start(config(dir.path())).unwrap();
+    test(runtime.session());
+    runtime.shutdown().unwrap();
+}
+
+/// The value of a key.
+pub fn get(lane: &mut Lane, key: &[u8]) -> Option<Vec<u8>> {
+    value_of(lane, key).unwrap()
 }
 
 /// A lane to `agent`, which is made.

@@ -337,6 +337,7 @@ fn report_of(
         storage: Storage {
             logical_bytes: all.measured.state_bytes + loaded.commons_bytes,
             stored_bytes: all.gauges.live_bytes + all.gauges.garbage_bytes,
+            collected_bytes: all.gauges.collected_bytes,
         },
         memory: all.memory,
         allocations: Allocations {

@@ -87,6 +87,8 @@ pub(super) struct Storage {
     pub(super) logical_bytes: u64,
     /// What segments hold: these states, all that was kept of earlier ones, and what nothing needs.
     pub(super) stored_bytes: u64,
+    /// Segment files that were removed, since the runtime's start.
+    pub(super) collected_bytes: u64,
 }
 
 /// Of the runtime's process, with all agents attached and warm.
@@ -366,10 +368,11 @@ fn resource_lines(out: &mut String, report: &Report, detail: &Detail) {
     line(
         out,
         format_args!(
-            "storage     {} of keys and values in all states, {} in segments with their history ({:.1} times)",
+            "storage     {} of keys and values in all states, {} in segments with their history ({:.1} times), {} given back",
             bytes_text(storage.logical_bytes),
             bytes_text(storage.stored_bytes),
             storage.stored_bytes as f64 / storage.logical_bytes.max(1) as f64,
+            bytes_text(storage.collected_bytes),
         ),
     );
     let memory = &report.memory;
@@ -468,6 +471,7 @@ mod tests {
             storage: Storage {
                 logical_bytes: 1_000_000,
                 stored_bytes: 2_500_000,
+                collected_bytes: 700_000,
             },
             memory: MemoryUse::default(),
             allocations: Allocations {
@@ -541,7 +545,10 @@ mod tests {
         assert_eq!(keys(&object["hit_ratio"]), "infinite l1 l2 lru memory opt");
         let memory = "budget_bytes index_bytes l1_bytes l2_bytes rss_bytes shared_bytes";
         assert_eq!(keys(&object["memory"]), memory);
-        assert_eq!(keys(&object["storage"]), "logical_bytes stored_bytes");
+        assert_eq!(
+            keys(&object["storage"]),
+            "collected_bytes logical_bytes stored_bytes"
+        );
         assert_eq!(keys(&object["allocations"]), "hit miss write");
         assert_eq!(keys(&object["cpu"]), "busy_share_idle");
         assert_eq!(keys(&object["verify"]), "mismatches reads_checked");
@@ -565,7 +572,7 @@ mod tests {
             "LESS THAN TEN",
             "5051 ns",
             "0.40% of a core",
-            "2.5 MB in segments with their history (2.5 times)",
+            "2.5 MB in segments with their history (2.5 times), 0.7 MB given back",
         ] {
             let shown = text.contains(part);
             assert!(shown, "{part:?} in\n{text}");
