@@ -20,6 +20,7 @@ mod inbox;
 mod listener;
 mod read_only;
 mod shard_thread;
+mod verify;
 
 #[cfg(test)]
 mod tests;
@@ -36,6 +37,7 @@ use crossbeam_queue::ArrayQueue;
 pub use data_dir::DataDirError;
 pub use health::{Failure, Health};
 pub use listener::ListenError;
+pub use verify::{Finding, Verified, verify_data_dir};
 
 use crate::cache::L2;
 use crate::client::{Attach, ClientError, Lane, Session};

@@ -34,6 +34,7 @@ pub mod outcome;
 mod record;
 mod recover;
 pub mod start;
+pub mod verify;
 
 #[cfg(test)]
 pub(crate) mod memory;

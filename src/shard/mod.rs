@@ -46,6 +46,7 @@ mod scan;
 pub mod store;
 pub mod tables;
 mod uploads;
+pub mod verify;
 mod write;
 
 #[cfg(test)]
