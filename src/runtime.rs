@@ -130,6 +130,20 @@ pub struct Recovery {
     pub elapsed: Duration,
 }
 
+impl Recovery {
+    fn log(&self) {
+        tracing::info!(
+            records = self.report.records,
+            bytes = self.report.record_bytes,
+            truncated_bytes = self.report.truncated_bytes,
+            damaged = self.report.damaged,
+            set_aside = self.report.set_aside,
+            seconds = self.elapsed.as_secs_f64(),
+            "recovered"
+        );
+    }
+}
+
 /// Where the runtime's memory goes, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Memory {
@@ -290,15 +304,7 @@ impl Runtime {
             stores.push(store);
         }
         recovery.elapsed = started.elapsed();
-        tracing::info!(
-            records = recovery.report.records,
-            bytes = recovery.report.record_bytes,
-            truncated_bytes = recovery.report.truncated_bytes,
-            damaged = recovery.report.damaged,
-            set_aside = recovery.report.set_aside,
-            seconds = recovery.elapsed.as_secs_f64(),
-            "recovered"
-        );
+        recovery.log();
 
         let stop = Arc::new(AtomicBool::new(false));
         // From here on, dropping it on an error stops what was started.
