@@ -12,6 +12,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 /// Longest key, in bytes.
 pub const KEY_BYTES_MAX: usize = 1024;
 /// Longest agent name, in bytes.
@@ -152,7 +154,7 @@ number!(/// One state of one branch, as an agent's window tells values apart: a 
 
 /// How much of a branch's history a collection keeps: what it does not keep, and nothing else reaches,
 /// goes. The head itself always stays.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, Default, Serialize, Deserialize)]
 pub enum Retention {
     /// Every checkpoint.
     #[default]

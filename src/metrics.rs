@@ -171,6 +171,14 @@ counters! {
     memory_max_bytes,
     /// Whether the I/O core is one of io_uring: 1 or 0; counted by the first shard.
     io_uring,
+    /// Collections that went through.
+    collections,
+    /// Bytes of segment files that collections removed.
+    collected_bytes,
+    /// Bytes that collections moved to the end of the log.
+    moved_bytes,
+    /// Gauge: 1 while nothing is collected because something that is needed is damaged.
+    collect_blocked,
 }
 
 /// A latency distribution in nanoseconds, up to a minute, to three digits.

@@ -10,6 +10,7 @@
 //!   is dropped without it leaves what a kill leaves.
 //! - a stale socket is replaced, one that a live runtime answers on is not.
 
+mod collect;
 mod control;
 mod data_dir;
 mod guest;
@@ -48,8 +49,8 @@ use crate::mesh::mesh;
 use crate::metrics::{ShardCounters, Stats};
 use crate::segment::files::tail_file_name;
 use crate::segment::{
-    Cut, Directory, Log, LogConfig, LogId, RecoverError, RecoverReport, Recovered, RecoveredRecord,
-    SegmentFiles,
+    Cut, Directory, Location, Log, LogConfig, LogId, RecoverError, RecoverReport, Recovered,
+    RecoveredRecord, SegmentFiles,
 };
 use crate::shard::store::Store;
 use crate::shard::{Command, PeerMessage, Shard, ShardOptions, Tables, TablesError};
@@ -547,12 +548,15 @@ fn recover_shard(
         if let Some(source) = refused {
             return Err(RuntimeError::Tables { shard: no, source });
         }
-        tables.finish(|at| {
+        let read = |at: Location| {
             let mut stored = vec![0; at.bytes as usize];
             let read = files.read_at(at.segment, u64::from(at.offset), &mut stored);
             read.is_ok_and(|bytes| bytes == stored.len())
                 .then_some(stored)
-        });
+        };
+        tables
+            .finish(&recovered.start.dropped, read)
+            .map_err(|source| RuntimeError::Tables { shard: no, source })?;
         Ok((tables, recovered))
     })?;
     let report = recovered.report;

@@ -14,7 +14,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::agent::malformed::Malformed;
-use crate::id::{AGENT_NAME_BYTES_MAX, KEY_BYTES_MAX, OBJECT_ID_BYTES, ObjectId};
+use crate::id::{AGENT_NAME_BYTES_MAX, KEY_BYTES_MAX, OBJECT_ID_BYTES, ObjectId, Retention};
 
 /// Longest name of a branch or a tag, in bytes.
 pub const NAME_BYTES_MAX: usize = 255;
@@ -197,6 +197,14 @@ pub enum Call<'a> {
         /// What the head must be now.
         expect: Option<Option<Id>>,
     },
+    /// Says how much of a branch's history collections keep. No answer.
+    Retain {
+        /// The branch's name.
+        #[serde(borrow)]
+        name: &'a str,
+        /// The rule.
+        rule: Retention,
+    },
     /// Makes the checkpoint of these bytes of a fork that has its state: one that was made elsewhere, or before.
     /// Answer: [`Checkpointed`].
     CheckpointAs {
@@ -314,6 +322,8 @@ pub struct BranchInfo {
     pub base: Id,
     /// Keys that were written or deleted since.
     pub changes: u64,
+    /// How much of its history collections keep.
+    pub retention: Retention,
 }
 
 /// An item of a log.
@@ -396,7 +406,8 @@ pub struct Conflict<'a> {
     /// The key.
     #[serde(borrow)]
     pub key: &'a [u8],
-    /// What it named where the two histories part.
+    /// What it named where the two histories part; `None` also where they part in several places that do
+    /// not agree.
     pub base: Option<ValueInfo>,
     /// What it names in the branch.
     pub ours: Option<ValueInfo>,

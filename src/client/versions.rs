@@ -13,7 +13,7 @@ use crate::agent::call::{
 use crate::agent::entry::{Completion, Op, Status};
 use crate::client::{ClientError, Lane};
 use crate::config::Durability;
-use crate::id::{BranchNo, OBJECT_ID_BYTES, ObjectId};
+use crate::id::{BranchNo, OBJECT_ID_BYTES, ObjectId, Retention};
 use crate::state::checkpoint::{self, Checkpoint, Metadata};
 
 /// Bytes asked for of a page of an answer.
@@ -70,6 +70,8 @@ pub struct BranchInfo {
     pub base: ObjectId,
     /// Keys that were written or deleted since.
     pub changes: u64,
+    /// How much of its history collections keep.
+    pub retention: Retention,
 }
 
 /// A checkpoint in a log.
@@ -129,7 +131,8 @@ pub struct KeyDifference {
 pub struct MergeConflict {
     /// The key.
     pub key: Vec<u8>,
-    /// What it named where the two histories part.
+    /// What it named where the two histories part. `None`: nothing, or the histories have merged each
+    /// other, and their last common states do not agree on the key.
     pub base: Option<ValueRef>,
     /// What it names in the branch.
     pub ours: Option<ValueRef>,
@@ -263,6 +266,15 @@ impl Lane {
     pub fn rename_branch(&mut self, name: &str) -> Result<BranchInfo, ClientError> {
         call::check_name(name)?;
         self.ask_branch(&Call::Rename { name })
+    }
+
+    /// Says how much of a branch's history collections keep from now on. The checkpoint that it points at, and
+    /// what tags, forks and superpositions name, stay in any case, and read as before.
+    ///
+    /// # Errors
+    /// [`ClientError::NoSuchBranch`].
+    pub fn retain(&mut self, name: &str, rule: Retention) -> Result<(), ClientError> {
+        self.ask_nothing(&Call::Retain { name, rule })
     }
 
     /// Deletes a branch that no lane is on; with `force` even if it has unsaved changes.
@@ -576,6 +588,7 @@ fn branch_info(info: call::BranchInfo) -> BranchInfo {
         head: info.head.map(ObjectId::from_bytes),
         base: ObjectId::from_bytes(info.base),
         changes: info.changes,
+        retention: info.retention,
     }
 }
 

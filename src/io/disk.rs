@@ -13,6 +13,8 @@
 //! Invariants
 //! - `readable` of a segment never exceeds its file: it falls to the end of the data before a seal
 //!   is submitted, and rises to the end of the footer when the seal was answered.
+//! - a file is removed when the reads of it that were submitted before are answered: its read line hears of
+//!   it first, closes it, and only its answer sends the removal on to the serial line.
 //! - at most [`OPEN_FILES_MAX`] sealed segments are open, over all shards; those opened first are
 //!   closed first, and opened again only where the kernel can do it without the device.
 //!
@@ -273,6 +275,13 @@ impl Disk for ShardDisk {
                 self.submit_seal(segment, data_end, request, footer_bytes)
             }
             IoRequest::Create { .. } | IoRequest::Sync { .. } => self.serial.submit(request),
+            IoRequest::Remove { segment } => {
+                let segment = *segment;
+                self.reads[segment.0 as usize % READ_LINES].submit(request)?;
+                self.segments.remove(&segment);
+                self.open.retain(|open| *open != segment);
+                Ok(())
+            }
         }
     }
 
@@ -287,9 +296,30 @@ impl Disk for ShardDisk {
             if let Some(answer) = answer {
                 self.next_line = (line + 1) % lines;
                 self.note(&answer.reply, answer.made);
-                return Some(answer.reply);
+                match answer.reply {
+                    IoReply::Removed { segment, .. } if line > 0 => {
+                        let request = IoRequest::Remove { segment };
+                        return match self.serial.submit(request) {
+                            Ok(()) => self.poll(),
+                            Err(_) => Some(not_removed(segment)),
+                        };
+                    }
+                    reply => return Some(reply),
+                }
             }
         }
         None
+    }
+}
+
+/// The serial line is full, or has ended: the file stays until the next start.
+fn not_removed(segment: SegmentNo) -> IoReply {
+    IoReply::Removed {
+        segment,
+        result: Err(DiskError::Os {
+            call: "unlink",
+            segment,
+            errno: libc::EBUSY,
+        }),
     }
 }

@@ -225,14 +225,23 @@ async fn read_line(directory: PathBuf, mut line: CoreEnd, reads: TaskQueueHandle
     let answers = Rc::new(RefCell::new(InOrder::new(line.outbox)));
     let mut files: VecDeque<(SegmentNo, Rc<BufferedFile>)> = VecDeque::new();
     while let Some(request) = hall.next(&mut line.inbox).await {
-        let IoRequest::Read {
-            ticket,
-            segment,
-            offset,
-            mut buffer,
-        } = request
-        else {
-            unreachable!("a read line carries reads only")
+        let (ticket, segment, offset, mut buffer) = match request {
+            IoRequest::Read {
+                ticket,
+                segment,
+                offset,
+                buffer,
+            } => (ticket, segment, offset, buffer),
+            IoRequest::Remove { segment } => {
+                // Behind the reads of it that are under way: answers of a segment stay in order.
+                let place = answers.borrow_mut().begin(segment);
+                files.retain(|(open, _)| *open != segment);
+                let result = Ok(());
+                let reply = IoReply::Removed { segment, result };
+                answers.borrow_mut().finish(segment, place, reply);
+                continue;
+            }
+            _ => unreachable!("a read line carries reads, and word of files that go"),
         };
         let place = answers.borrow_mut().begin(segment);
         let found = files.iter().find(|(open, _)| *open == segment);

@@ -1,4 +1,4 @@
-//! Creates, syncs and seals of one shard, in the order in which they were submitted.
+//! Creates, syncs, seals and removals of one shard, in the order in which they were submitted.
 //!
 //! Floor 3, part of `io`. Blocking code, served by a thread for each shard, with either backend: an
 //! fdatasync through the ring is handed to a thread of the kernel all the same, and its answer came
@@ -90,6 +90,12 @@ impl<D: Device> Serial<D> {
                     result,
                 };
                 outbox.push(reply, None);
+            }
+            IoRequest::Remove { segment } => {
+                self.files.remove(&segment);
+                self.failed.remove(&segment);
+                let result = file::cut_now(&self.directory, segment, 0);
+                outbox.push(IoReply::Removed { segment, result }, None);
             }
             IoRequest::Read { .. } => unreachable!("reads have lines of their own"),
         }

@@ -163,14 +163,23 @@ impl Reader {
         let Some(request) = self.line.inbox.pop() else {
             return false;
         };
-        let IoRequest::Read {
-            ticket,
-            segment,
-            offset,
-            mut buffer,
-        } = request
-        else {
-            unreachable!("a read line carries reads only")
+        let (ticket, segment, offset, mut buffer) = match request {
+            IoRequest::Read {
+                ticket,
+                segment,
+                offset,
+                buffer,
+            } => (ticket, segment, offset, buffer),
+            IoRequest::Remove { segment } => {
+                self.files.retain(|(open, _)| *open != segment);
+                let result = Ok(());
+                self.line
+                    .outbox
+                    .push(IoReply::Removed { segment, result }, None);
+                self.line.outbox.wake();
+                return true;
+            }
+            _ => unreachable!("a read line carries reads, and word of files that go"),
         };
         let result = opened(&self.directory, &mut self.files, segment)
             .and_then(|file| file::read(file, segment, offset, &mut buffer));

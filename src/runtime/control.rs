@@ -533,7 +533,7 @@ impl ControlPlane {
         self.notices.tell(Notice::ShardGone(shard));
     }
 
-    fn command(&self, shard: ShardNo, command: Command) -> Result<(), CloseReason> {
+    pub(super) fn command(&self, shard: ShardNo, command: Command) -> Result<(), CloseReason> {
         let inbox = &self.inboxes[usize::from(shard.0)];
         inbox.push(command)?;
         if inbox.is_behind() {

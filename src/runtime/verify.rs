@@ -171,7 +171,7 @@ fn verify_shard(
     }
     let mut tables = Tables::default();
     let mut refused = None;
-    let visited = read_only(files, no, &mut |record| {
+    let recovered = read_only(files, no, &mut |record| {
         let is_damaged = record.payload.is_some_and(|at| damaged.contains_key(&at));
         let record = RecoveredRecord {
             damaged: record.damaged || is_damaged,
@@ -181,18 +181,21 @@ fn verify_shard(
             refused = tables.apply(&record).err();
         }
     });
-    visited.map_err(|source| RuntimeError::Recover { shard: no, source })?;
-    if let Some(error) = refused {
-        tell(Finding::Tables { shard: no, error });
-        return Ok((read, Looked::default()));
-    }
+    let recovered = recovered.map_err(|source| RuntimeError::Recover { shard: no, source })?;
     let mut stored = |at: Location| {
         let mut stored = vec![0; at.bytes as usize];
         let read = files.read_at(at.segment, u64::from(at.offset), &mut stored);
         read.is_ok_and(|bytes| bytes == stored.len())
             .then_some(stored)
     };
-    tables.finish(&mut stored);
+    let built = match refused {
+        Some(error) => Err(error),
+        None => tables.finish(&recovered.start.dropped, &mut stored),
+    };
+    if let Err(error) = built {
+        tell(Finding::Tables { shard: no, error });
+        return Ok((read, Looked::default()));
+    }
     let ids: HashSet<ObjectId> = damaged.into_values().flatten().collect();
     let mut lost = |loss: Loss| tell(Finding::Loss { shard: no, loss });
     let looked = crate::shard::verify::verify(&tables, &ids, &mut stored, &mut lost);

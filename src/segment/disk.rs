@@ -98,6 +98,12 @@ pub enum IoRequest {
         /// The last record of the segment.
         upto: Sequence,
     },
+    /// Close and delete the file of a sealed segment, once the reads of it that were submitted before
+    /// are answered; make that durable.
+    Remove {
+        /// The segment. Nothing of it is asked for any more.
+        segment: SegmentNo,
+    },
 }
 
 /// The answer to an [`IoRequest`].
@@ -135,6 +141,13 @@ pub enum IoReply {
         segment: SegmentNo,
         /// As in the request; with a good result also a sync of everything up to it.
         upto: Sequence,
+        /// Outcome.
+        result: Result<(), DiskError>,
+    },
+    /// The file is gone, if `result` is good; else it may be there at the next start.
+    Removed {
+        /// The segment.
+        segment: SegmentNo,
         /// Outcome.
         result: Result<(), DiskError>,
     },

@@ -197,7 +197,9 @@ impl<'a> Fields<'a> {
                 .flag(FLAG_KEPT, !gone)
                 .id(Some(target)),
             Head::Hot { agent, list } => of_agent(KIND_HOT, agent).id(list),
-            Head::Dropped { first, last } => Self::new(KIND_DROPPED, [first.0, last.0]),
+            Head::Dropped { first, last, from } => {
+                Self::new(KIND_DROPPED, [first.0, last.0]).value(from.0)
+            }
         }
     }
 
@@ -275,10 +277,13 @@ impl<'a> Fields<'a> {
                 Head::Synced { upto, proof }
             }
             (KIND_DROPPED, None) => {
-                let range = 0 < low && low <= high;
-                self.only(0, range && key.is_empty() && value_bytes == 0)?;
-                let (first, last) = (SegmentNo(low), SegmentNo(high));
-                Head::Dropped { first, last }
+                let range = 0 < low && low <= high && 0 < value_bytes;
+                self.only(0, range && key.is_empty())?;
+                Head::Dropped {
+                    first: SegmentNo(low),
+                    last: SegmentNo(high),
+                    from: Sequence(value_bytes),
+                }
             }
             _ => return self.head_of_agent(),
         })

@@ -12,6 +12,7 @@ use super::evidence::{Found, LOOK_BYTES, not_zero};
 use super::files::{SegmentFile, SegmentFiles};
 use super::footer::{TRAILER_BYTES, Trailer};
 use super::format::{FORMAT_VERSION, SEGMENT_HEADER_BYTES};
+use super::gaps::Gap;
 use super::header::{BadHeader, SegmentHeader};
 use super::recover::RecoverError;
 
@@ -23,14 +24,6 @@ pub(super) fn read_headers<F: SegmentFiles + ?Sized>(
     let mut found: Vec<Found> = Vec::new();
     for file in files.list()? {
         let path = |files: &F| files.path(file.segment);
-        if let Some(before) = found.last()
-            && before.file.segment.0 + 1 != file.segment.0
-        {
-            let missing = SegmentNo(before.file.segment.0 + 1);
-            return Err(RecoverError::Missing {
-                file: files.path(missing),
-            });
-        }
         let header = read_header(files, file)?;
         if let Some(header) = header {
             let log_id = found
@@ -49,7 +42,24 @@ pub(super) fn read_headers<F: SegmentFiles + ?Sized>(
         }
         found.push(Found { file, header });
     }
+    // Below what is settled, records may say that a segment was dropped.
+    let settled = settled(&found);
+    let missing = |gap: Gap| (settled <= gap.last).then(|| settled.max(gap.first));
+    if let Some(missing) = Gap::all(&found).find_map(missing) {
+        let file = files.path(missing);
+        return Err(RecoverError::Missing { file });
+    }
     Ok(found)
+}
+
+/// What the headers settled. That a header lies behind the end of the log does not matter: it was
+/// written when all that it stands on was on the device, so that either the log reaches as far or it is
+/// refused. Once it was set aside an older one counts again, and that is as true: segments were dropped
+/// only by records behind the newer one, and removed only when those were on the device.
+pub(super) fn settled(found: &[Found]) -> SegmentNo {
+    let headers = found.iter().filter_map(|found| found.header);
+    let settled = headers.map(|header| header.settled);
+    settled.max().unwrap_or_default()
 }
 
 fn read_header<F: SegmentFiles + ?Sized>(

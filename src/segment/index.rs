@@ -49,6 +49,22 @@ pub struct Object {
     listed: bool,
     /// Its stored bytes did not match its id: never served, never used for deduplication.
     pub quarantined: bool,
+    /// The last collection that reached it.
+    marked: Round,
+    /// The last collection that reached it as part of a history, and went on behind it.
+    followed: Round,
+}
+
+/// Counts collections; 0 is none of them. After 255 of them numbers come again: an object that has
+/// been passed over since is taken for reached once more, and goes a collection later.
+type Round = u8;
+
+impl Object {
+    /// Whether its number is in use.
+    #[must_use]
+    pub fn is_needed(&self) -> bool {
+        self.kept || self.references > 0
+    }
 }
 
 /// All objects of a shard.
@@ -57,15 +73,72 @@ pub struct ObjectIndex {
     table: HashTable<u32>,
     objects: Vec<Object>,
     free: Vec<u32>,
+    /// The collection under way, or the last one.
+    round: Round,
+    /// What this collection did not reach is going.
+    condemned: bool,
 }
 
 impl ObjectIndex {
-    /// The sound object with this id, if the shard holds it.
+    /// The sound object with this id, if the shard holds it. What a collection condemned isn't found.
     #[must_use]
     pub fn find(&self, id: &ObjectId) -> Option<ObjectNo> {
-        self.table
-            .find(id.hash64(), |&no| self.objects[no as usize].id == *id)
-            .map(|&no| ObjectNo(no))
+        let is_it = |&no: &u32| {
+            let object = &self.objects[no as usize];
+            object.id == *id && !self.is_condemned(object)
+        };
+        self.table.find(id.hash64(), is_it).map(|&no| ObjectNo(no))
+    }
+
+    /// Begins a collection: nothing is reached yet.
+    pub fn begin_round(&mut self) {
+        self.round = self.round.checked_add(1).unwrap_or(1);
+        self.condemned = false;
+    }
+
+    /// Notes that the collection reached an object; whether it had not before.
+    pub fn mark(&mut self, no: ObjectNo) -> bool {
+        let marked = &mut self.objects[no.0 as usize].marked;
+        std::mem::replace(marked, self.round) != self.round
+    }
+
+    /// Notes that the collection goes on behind a checkpoint; whether it had not before.
+    pub fn follow(&mut self, no: ObjectNo) -> bool {
+        let followed = &mut self.objects[no.0 as usize].followed;
+        std::mem::replace(followed, self.round) != self.round
+    }
+
+    /// Whether the collection went on behind a checkpoint already.
+    #[must_use]
+    pub fn is_followed(&self, no: ObjectNo) -> bool {
+        self.objects[no.0 as usize].followed == self.round
+    }
+
+    /// Everything that is needed was reached. What else is kept is found no more from now on, and what
+    /// is added counts as reached.
+    pub fn condemn(&mut self) {
+        self.condemned = true;
+    }
+
+    /// Ends a collection, after all that was condemned is gone, or to spare it.
+    pub fn end_round(&mut self) {
+        self.condemned = false;
+    }
+
+    /// Whether the collection condemned it, and nothing else needs it.
+    fn is_condemned(&self, object: &Object) -> bool {
+        self.condemned
+            && object.kept
+            && object.marked != self.round
+            && object.references == object.pins
+    }
+
+    /// Whether the object of a number is kept although the collection did not reach it. Numbers that are
+    /// free are not.
+    #[must_use]
+    pub fn is_unreached(&self, no: ObjectNo) -> bool {
+        let object = &self.objects[no.0 as usize];
+        object.kept && object.marked != self.round
     }
 
     /// The sound object with this id, if the log knows it to be needed: only then may a record refer
@@ -92,9 +165,12 @@ impl ObjectIndex {
             logged: false,
             listed: true,
             quarantined: false,
+            marked: if self.condemned { self.round } else { 0 },
+            followed: 0,
         };
-        if let Some(old) = self.find(&id) {
-            self.forget(old);
+        let is_it = |&no: &u32| self.objects[no as usize].id == id;
+        if let Some(&old) = self.table.find(id.hash64(), is_it) {
+            self.forget(ObjectNo(old));
         }
         let no = match self.free.pop() {
             Some(no) => {
@@ -138,7 +214,11 @@ impl ObjectIndex {
 
     /// Notes that a tree may hold it from now on.
     pub fn keep(&mut self, no: ObjectNo) {
-        self.objects[no.0 as usize].kept = true;
+        let object = &mut self.objects[no.0 as usize];
+        object.kept = true;
+        if self.condemned {
+            object.marked = self.round;
+        }
     }
 
     /// Notes that no tree holds it.
@@ -194,6 +274,12 @@ impl ObjectIndex {
             .find_entry(hash, |&other| other == no.0)
             .expect("a listed object is in the table")
             .remove();
+    }
+
+    /// Numbers up to here are, or were, those of objects.
+    #[must_use]
+    pub fn numbers(&self) -> u32 {
+        self.objects.len() as u32
     }
 
     /// Objects held.
@@ -264,6 +350,44 @@ mod tests {
         let again = index.insert(ids[0], ObjectKind::Blob, at(64));
         assert!(nos.contains(&again), "a free number is taken first");
         assert_eq!(index.get(again).at, at(64));
+    }
+
+    #[test]
+    fn what_a_collection_condemned_is_stored_anew() {
+        let mut index = ObjectIndex::default();
+        let ids = [b"reached", b"passed!", b"needed!"].map(|bytes| ObjectId::of_blob(bytes));
+        let nos = ids.map(|id| index.insert(id, ObjectKind::Node, at(0)));
+        for no in nos {
+            index.keep(no);
+        }
+        index.release(nos[0]);
+        index.release(nos[1]);
+        index.begin_round();
+        assert!(index.mark(nos[0]) && !index.mark(nos[0]));
+        assert!(index.follow(nos[0]) && !index.follow(nos[0]));
+        assert_eq!(
+            index.find(&ids[1]),
+            Some(nos[1]),
+            "not before all is reached"
+        );
+        index.condemn();
+        assert_eq!(index.find(&ids[0]), Some(nos[0]));
+        assert_eq!(index.find(&ids[1]), None);
+        assert_eq!(index.find(&ids[2]), Some(nos[2]), "a key names it");
+        let again = index.insert(ids[1], ObjectKind::Node, at(64));
+        index.keep(again);
+        index.release(again);
+        assert_eq!(index.find(&ids[1]), Some(again));
+        let unreached = nos.map(|no| index.is_unreached(no));
+        assert_eq!(
+            (unreached, index.is_unreached(again)),
+            ([false, true, true], false)
+        );
+        index.acquire(nos[1]);
+        index.unkeep(nos[1]);
+        assert!(index.release(nos[1]));
+        index.end_round();
+        assert_eq!(index.find(&ids[1]), Some(again));
     }
 
     #[test]

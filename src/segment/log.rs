@@ -6,7 +6,8 @@
 //! rolled over in between).
 //!
 //! Invariants
-//! - segments are numbered without gaps; sequences too, across segments.
+//! - segments are made in the order of their numbers, which have gaps only where a record says that they
+//!   were dropped; sequences have none, across segments.
 //! - what a failed flush dropped never comes back once a later flush succeeded: records carry the
 //!   number of rollbacks before them (`take`), and each continues the checksum of the one before.
 //! - [`Log::synced`] covers a record only if every earlier one is on the device too.
@@ -22,8 +23,9 @@ use crate::id::{SegmentNo, ShardNo};
 use super::footer::{Footer, FooterMark};
 use super::format::{FORMAT_VERSION, SEGMENT_HEADER_BYTES, SYNCED_BYTES, encode, synced_proof};
 use super::header::SegmentHeader;
-use super::outcome::{Appended, LogError, LogEvent, LogTotals, NotReady, Read, SegmentState};
+use super::outcome::{Appended, LogError, LogEvent, NotReady, Read};
 use super::record::{Head, Record};
+use super::segments::{LogTotals, SegmentState, Segments, moved_bytes};
 use super::start::{BUFFER_BYTES_MIN, LogConfig, LogStart, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
 use super::{Disk, DiskError, IoReply, IoRequest, Location, Sequence};
 
@@ -41,6 +43,7 @@ struct Active {
     flushed_end: u32,
     footer: Footer,
     flushed_footer: FooterMark,
+    flushed_object_bytes: u64,
 }
 
 /// The file that the log moves to next.
@@ -104,7 +107,7 @@ pub struct Log {
     /// What headers from now on settle.
     settled: SegmentNo,
     read_only: Option<DiskError>,
-    segments: Vec<SegmentState>,
+    segments: Segments,
 }
 
 impl Log {
@@ -120,7 +123,11 @@ impl Log {
             last_checksum,
             settled,
             segments,
+            dropped,
         } = start;
+        let removals = dropped
+            .into_iter()
+            .map(|segment| IoRequest::Remove { segment });
         assert!((SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&config.segment_bytes));
         assert!(config.buffer_bytes >= BUFFER_BYTES_MIN);
         Self {
@@ -142,11 +149,11 @@ impl Log {
             sync_in_flight: None,
             unsynced: VecDeque::with_capacity(4),
             sealing: 0,
-            outbox: VecDeque::with_capacity(4),
+            outbox: removals.collect(),
             take: 0,
             settled,
             read_only: None,
-            segments,
+            segments: Segments::new(segments),
         }
     }
 
@@ -216,6 +223,15 @@ impl Log {
 
     /// Appends what there is room for.
     fn push(&mut self, record: &Record<'_>) -> Appended {
+        if let Head::Dropped { first, last, .. } = record.head {
+            // Else whoever finds them missing does not find that nothing in them counts.
+            assert!(
+                last < self.settled,
+                "a segment is dropped that is not settled"
+            );
+            let by = Sequence(self.last.0 + 1);
+            self.segments.drop_range(first, last, by);
+        }
         let bytes = record.record_bytes();
         if !self.fits(bytes) {
             self.roll();
@@ -243,13 +259,11 @@ impl Log {
         };
         active.end += bytes as u32;
         self.last = sequence;
-        let state = self
-            .segments
-            .last_mut()
-            .expect("the active segment has its state");
+        let state = self.segments.active_mut();
         state.last = sequence;
         state.data_end = active.end;
         state.record_bytes += bytes as u64;
+        state.object_bytes += record.payload.map_or(0, |_| moved_bytes(payload.bytes));
         Appended {
             sequence,
             payload,
@@ -299,16 +313,11 @@ impl Log {
             end: SEGMENT_HEADER_BYTES as u32,
             flushed_end: 0,
             flushed_footer: footer.mark(),
+            flushed_object_bytes: 0,
             footer,
         });
-        self.segments.push(SegmentState {
-            segment,
-            first,
-            last: self.last,
-            data_end: SEGMENT_HEADER_BYTES as u32,
-            record_bytes: 0,
-            dead_bytes: 0,
-        });
+        let data_end = SEGMENT_HEADER_BYTES as u32;
+        self.segments.begin(segment, first, data_end);
     }
 
     /// Writes what is buffered into the page cache.
@@ -342,6 +351,7 @@ impl Log {
             .expect("what was buffered is of the active segment");
         active.flushed_end = active.end;
         active.flushed_footer = active.footer.mark();
+        active.flushed_object_bytes = self.segments.active_mut().object_bytes;
         let (segment, end, first) = (active.segment, active.end, active.first);
         self.note_written(segment, end, first);
         self.send(disk);
@@ -425,21 +435,20 @@ impl Log {
         if let Some(active) = new_segment {
             self.next_segment = active.segment;
             self.spare = Spare::Ready;
-            self.segments.pop();
+            self.segments.take_back();
             self.active = self.rolled.take();
         }
         if let Some(active) = &mut self.active {
             active.end = active.flushed_end;
             active.footer.rewind(active.flushed_footer);
             active.last_checksum = self.flushed_checksum;
-            let state = self
-                .segments
-                .last_mut()
-                .expect("the active segment has its state");
+            let state = self.segments.active_mut();
             state.last = self.flushed;
             state.data_end = active.end;
             state.record_bytes = u64::from(active.end) - SEGMENT_HEADER_BYTES as u64;
+            state.object_bytes = active.flushed_object_bytes;
         }
+        self.segments.undrop(self.flushed);
         self.buffer.clear();
         self.split = 0;
         self.last = self.flushed;
@@ -564,6 +573,7 @@ impl Log {
                 upto,
                 result,
             } => self.on_sealed(segment, upto, result),
+            IoReply::Removed { segment, result } => LogEvent::Removed { segment, result },
             other => LogEvent::NotMine(other),
         }
     }
@@ -592,6 +602,9 @@ impl Log {
             Ok(()) => {
                 self.proven = self.proven.max(upto);
                 self.flushed_proven = self.flushed_proven.max(upto);
+                if let Some(state) = self.segments.get_mut(segment) {
+                    state.sealed = true;
+                }
                 self.on_synced(segment, upto, u32::MAX)
             }
             // The footer found no room. Its records can be synced without it: the next start
@@ -660,37 +673,105 @@ impl Log {
         Some(&of_rolled[start..start + at.bytes as usize])
     }
 
-    /// Notes that `record_bytes` of a segment are garbage now. O(log segments).
-    pub fn garbage(&mut self, segment: SegmentNo, record_bytes: u64) {
-        if let Some(state) = self.state_mut(segment) {
-            state.dead_bytes += record_bytes;
+    /// Notes that objects in a segment are garbage now, or were moved: `dead_bytes` is the sum of their
+    /// [`moved_bytes`]. O(log segments).
+    pub fn garbage(&mut self, segment: SegmentNo, dead_bytes: u64) {
+        if let Some(state) = self.segments.get_mut(segment) {
+            state.dead_bytes += dead_bytes;
         }
     }
 
-    fn state_mut(&mut self, segment: SegmentNo) -> Option<&mut SegmentState> {
-        let at = self
-            .segments
-            .binary_search_by_key(&segment, |state| state.segment)
-            .ok()?;
-        self.segments.get_mut(at)
-    }
-
-    /// Every segment with records, in order.
+    /// Every segment with records, in order. Numbers that are missing were dropped.
     #[must_use]
     pub fn segments(&self) -> &[SegmentState] {
-        &self.segments
+        self.segments.all()
     }
 
     /// Sums over all segments. O(segments).
     #[must_use]
     pub fn totals(&self) -> LogTotals {
-        self.segments
-            .iter()
-            .fold(LogTotals::default(), |sum, state| LogTotals {
-                segments: sum.segments + 1,
-                record_bytes: sum.record_bytes + state.record_bytes,
-                dead_bytes: sum.dead_bytes + state.dead_bytes,
-            })
+        self.segments.totals()
+    }
+
+    /// Number of the segment that is begun next.
+    #[must_use]
+    pub fn next_segment(&self) -> SegmentNo {
+        self.next_segment
+    }
+
+    /// Segments below this one hold bytes of objects and nothing else that counts.
+    #[must_use]
+    pub fn settled(&self) -> SegmentNo {
+        self.settled
+    }
+
+    /// What a round has to say again of segments that are gone: nothing else remembers that they may be
+    /// missing once the segments are gone that say so now.
+    pub fn gaps(&self) -> impl Iterator<Item = Head<'static>> {
+        self.segments.gaps(self.settled)
+    }
+
+    /// From now on, headers say that segments below `first` hold bytes of objects and nothing else that
+    /// counts. The caller has said again in `first` and later all that was said before, and all of that
+    /// is on the device. Ends the active segment, so that everything behind this call is behind a header
+    /// that says so. Nothing may wait for a flush.
+    ///
+    /// # Panics
+    /// If something waits for a flush, `first` goes back or is not begun or next, or a record below it is
+    /// not on the device.
+    pub fn settle(&mut self, disk: &mut impl Disk, first: SegmentNo) {
+        assert!(self.buffer.is_empty(), "settled with records unwritten");
+        assert!(self.settled <= first && first <= self.next_segment);
+        let below = self.segments.all().iter();
+        let last = below.rev().find(|state| state.segment < first);
+        assert!(
+            last.is_none_or(|state| state.last <= self.synced),
+            "settled before it was synced"
+        );
+        self.settled = first;
+        self.end_segment(disk);
+    }
+
+    /// Whether [`Log::drop_segment`] may be called: the segment is settled and not dropped yet, and those
+    /// before it end in footers.
+    #[must_use]
+    pub fn can_drop(&self, segment: SegmentNo) -> bool {
+        let state = self.segments.get(segment);
+        let there = state.is_some_and(|state| state.dropped.is_none());
+        there && segment < self.settled && self.segments.is_sealed_below(segment)
+    }
+
+    /// Appends the record that a segment may be missing from now on: no object is located in it any more
+    /// whose bytes are needed. When that record is on the device, [`Log::remove`] is due. After a failed
+    /// flush the segment is there as before.
+    ///
+    /// # Errors
+    /// [`LogError::NotReady`]; nothing happened then.
+    ///
+    /// # Panics
+    /// Unless [`Log::can_drop`].
+    pub fn drop_segment(&mut self, segment: SegmentNo) -> Result<Appended, LogError> {
+        assert!(self.can_drop(segment), "segment {segment} can't be dropped");
+        let head = self.segments.dropping(segment);
+        self.append(&head.expect("a segment that can be dropped").into())
+    }
+
+    /// Forgets a segment and has its file removed; [`LogEvent::Removed`] says how that went. Where it
+    /// failed the next start tries again.
+    ///
+    /// # Panics
+    /// If the record that drops it is not on the device.
+    pub fn remove(&mut self, disk: &mut impl Disk, segment: SegmentNo) {
+        let state = self.segments.remove(segment);
+        let by = state.and_then(|state| state.dropped);
+        assert!(
+            by.is_some_and(|by| by <= self.synced),
+            "segment {segment} is removed before the log says so"
+        );
+        if self.read_only.is_none() {
+            self.outbox.push_back(IoRequest::Remove { segment });
+            self.send(disk);
+        }
     }
 
     /// The shard whose log it is.
@@ -739,7 +820,7 @@ impl Log {
         self.buffer.capacity()
             + footer(&self.active)
             + footer(&self.rolled)
-            + self.segments.capacity() * size_of::<SegmentState>()
+            + self.segments.memory_bytes()
     }
 
     /// Whether the next segment could not be made: [`Log::retry_create`] is due now and then.
@@ -748,8 +829,11 @@ impl Log {
         matches!(self.spare, Spare::Failed(_))
     }
 
-    /// Lets the log take no writes at all: for whoever only looks.
+    /// Lets the log write and remove nothing at all: for whoever only looks. Call it before
+    /// [`Log::drive`].
     pub fn freeze(&mut self) {
+        // Files that a crash left of dropped segments are for whoever writes to remove.
+        self.outbox.clear();
         self.read_only = Some(DiskError::ReadOnly);
     }
 

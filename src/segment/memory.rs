@@ -104,6 +104,7 @@ pub(crate) struct Faults {
     /// The footer of a seal; its records are synced.
     pub(crate) seal: Option<DiskError>,
     pub(crate) read: Option<DiskError>,
+    pub(crate) remove: Option<DiskError>,
     /// The call of [`SegmentFiles`] after this many more, and every later one: a crash.
     pub(crate) files_call: Option<u32>,
 }
@@ -170,6 +171,7 @@ impl Clone for QueuedRequest {
                 footer: footer.clone(),
                 upto: *upto,
             },
+            IoRequest::Remove { segment } => IoRequest::Remove { segment: *segment },
         })
     }
 }
@@ -206,6 +208,10 @@ impl Clone for QueuedReply {
             } => IoReply::Sealed {
                 segment: *segment,
                 upto: *upto,
+                result: result.clone(),
+            },
+            IoReply::Removed { segment, result } => IoReply::Removed {
+                segment: *segment,
                 result: result.clone(),
             },
         })
@@ -343,6 +349,14 @@ impl MemoryDisk {
                     upto,
                     result,
                 }
+            }
+            IoRequest::Remove { segment } => {
+                let result = self.faults.remove.clone().map_or(Ok(()), Err);
+                if result.is_ok() {
+                    let removed = self.files.remove(&segment.0);
+                    assert!(removed.is_some(), "a segment that is removed exists");
+                }
+                IoReply::Removed { segment, result }
             }
         }
     }

@@ -51,7 +51,7 @@ pub struct Appended {
     pub sequence: Sequence,
     /// Its payload; 0 bytes long if it has none.
     pub payload: Location,
-    /// Bytes it takes in its segment: what [`super::Log::garbage`] wants when it is superseded.
+    /// Bytes it takes in its segment.
     pub record_bytes: u32,
 }
 
@@ -76,36 +76,15 @@ pub enum LogEvent {
     SpareReady,
     /// The next segment can't be made. Appends go on while the active one has room.
     CreateFailed(DiskError),
+    /// The file of a dropped segment is gone, or stays until the next start.
+    Removed {
+        /// The segment.
+        segment: SegmentNo,
+        /// What the disk said.
+        result: Result<(), DiskError>,
+    },
     /// A sync failed; the log is read-only.
     ReadOnly(DiskError),
     /// The reply is not the log's.
     NotMine(IoReply),
-}
-
-/// How full a segment is, and how much of it is garbage.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct SegmentState {
-    /// The segment.
-    pub segment: SegmentNo,
-    /// Its first record.
-    pub first: Sequence,
-    /// Its last record; one less than `first` while it has none.
-    pub last: Sequence,
-    /// Where the last record ends.
-    pub data_end: u32,
-    /// Bytes of all records.
-    pub record_bytes: u64,
-    /// Of these, bytes that nothing refers to any more.
-    pub dead_bytes: u64,
-}
-
-/// Sums over all segments.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct LogTotals {
-    /// Segments that hold records.
-    pub segments: u32,
-    /// Bytes of all records.
-    pub record_bytes: u64,
-    /// Of these, bytes that nothing refers to any more.
-    pub dead_bytes: u64,
 }

@@ -165,6 +165,9 @@ pub enum Head<'a> {
         first: SegmentNo,
         /// The last of them, at least the first.
         last: SegmentNo,
+        /// The record that the first of them began with: those before it end just below, whatever became
+        /// of the segments in between.
+        from: Sequence,
     },
 }
 
@@ -214,7 +217,7 @@ impl Head<'_> {
                 target,
                 ..
             } => name.len() <= BRANCH_NAME_BYTES_MAX && (!public || target.is_some()),
-            Self::Dropped { first, last } => 0 < first.0 && first <= last,
+            Self::Dropped { first, last, from } => 0 < first.0 && first <= last && 0 < from.0,
             Self::Object { .. }
             | Self::Synced { .. }
             | Self::BranchGone { .. }

@@ -9,7 +9,8 @@
 //!
 //! Invariants
 //! - nothing on disk is changed before the whole log was read and found to be good.
-//! - a record is visited only if every record before it was; each is visited once.
+//! - a record is visited only if every record before it was, but for those of segments that a record says
+//!   are not needed; each is visited once.
 //! - no record that was synced is missing from a log that starts: its payload may be damaged, and
 //!   the visitor is told, or the start is refused.
 //! - what is cut off or set aside is kept under another name.
@@ -28,10 +29,11 @@ use super::evidence::{Cut, Found, LOOK_BYTES, not_zero, proven, trailer_of};
 use super::files::{FilesError, SegmentFile, SegmentFiles};
 use super::footer::{Footer, TRAILER_BYTES, Trailer};
 use super::format::{Decoded, Invalid, LogId, SEGMENT_HEADER_BYTES, decode};
+use super::gaps::{Dropped, Gap};
 use super::header::SegmentHeader;
-use super::headers::read_headers;
-use super::outcome::SegmentState;
+use super::headers::{read_headers, settled};
 use super::record::Head;
+use super::segments::{SegmentState, moved_bytes};
 use super::start::LogStart;
 use super::{Location, Sequence};
 
@@ -51,6 +53,9 @@ pub struct RecoveredRecord<'a> {
     pub segment: SegmentNo,
     /// Bytes it takes there.
     pub record_bytes: u32,
+    /// The segment is settled: only the bytes of an object in it count, if it holds some. The rest was
+    /// said again later, or is not true any more.
+    pub settled: bool,
     /// The payload was read and is not what the id says: reads of it must be refused. Payloads of
     /// sealed segments are not read here.
     pub damaged: bool,
@@ -159,7 +164,7 @@ pub enum RecoverError {
         /// The segment that its header names.
         segment: SegmentNo,
     },
-    /// A number between two segments has no file.
+    /// A number before or between segments has no file, and no record says that nothing in it is needed.
     #[error(
         "{} is missing; restore it from a copy, or move all higher numbers away to start from \
          the records before it",
@@ -167,6 +172,16 @@ pub enum RecoverError {
     )]
     Missing {
         /// The file that should be there.
+        file: PathBuf,
+    },
+    /// A record drops a segment that still counts: no log of ours says that.
+    #[error(
+        "a record says that nothing in {} is needed, but other records in it are; restore the \
+         segments of this shard from a copy",
+        file.display()
+    )]
+    DropsUnsettled {
+        /// The segment's file.
         file: PathBuf,
     },
     /// A whole and valid record that this program can't read.
@@ -219,8 +234,9 @@ pub fn recover<F: SegmentFiles + ?Sized>(
 ) -> Result<Recovered, RecoverError> {
     let found = read_headers(files, shard)?;
     let mut walk = Walk::over(files, visit, &found);
-    let kept = walk.segments()?;
+    let mut kept = walk.segments()?;
     let count = kept.segments.len();
+    let dropped = walk.take_dropped(&mut kept);
     let tail = kept.segments.last().copied();
     let is_tail = |segment| tail.is_some_and(|tail| tail.segment == segment);
     let unsealed_tail = kept.unsealed.last();
@@ -233,7 +249,7 @@ pub fn recover<F: SegmentFiles + ?Sized>(
     for unsealed in &kept.unsealed {
         walk.seal(unsealed)?;
     }
-    Ok(walk.recovered(kept, cut))
+    Ok(walk.recovered(kept, cut, dropped))
 }
 
 /// As [`recover`], for whoever only looks: the same records, and nothing on disk is changed. A
@@ -248,8 +264,9 @@ pub fn read_only<F: SegmentFiles + ?Sized>(
 ) -> Result<Recovered, RecoverError> {
     let found = read_headers(files, shard)?;
     let mut walk = Walk::over(files, visit, &found);
-    let kept = walk.segments()?;
-    Ok(walk.recovered(kept, None))
+    let mut kept = walk.segments()?;
+    let dropped = walk.take_dropped(&mut kept);
+    Ok(walk.recovered(kept, None, dropped))
 }
 
 /// A kept segment without a valid footer, and the footer it gets.
@@ -275,7 +292,8 @@ struct Kept {
     unsealed: Vec<Unsealed>,
     last: Sequence,
     last_checksum: u32,
-    settled: SegmentNo,
+    /// Gaps that the walk came across, the record that would have come next, and where it would be.
+    gaps: Vec<(Gap, Sequence, Place)>,
 }
 
 /// Where a walk through one segment is.
@@ -286,6 +304,7 @@ struct Position {
     offset: u64,
     next: Sequence,
     take: u32,
+    object_bytes: u64,
 }
 
 impl Position {
@@ -296,6 +315,7 @@ impl Position {
             offset: SEGMENT_HEADER_BYTES as u64,
             next: header.first,
             take: header.take,
+            object_bytes: 0,
         }
     }
 
@@ -329,7 +349,12 @@ impl Position {
     }
 
     /// As the visitor gets it.
-    fn describe<'a>(&self, record: &Decoded<'a>, damaged: bool) -> RecoveredRecord<'a> {
+    fn describe<'a>(
+        &self,
+        record: &Decoded<'a>,
+        settled: bool,
+        damaged: bool,
+    ) -> RecoveredRecord<'a> {
         RecoveredRecord {
             sequence: record.sequence,
             head: record.head,
@@ -340,6 +365,7 @@ impl Position {
             }),
             segment: self.segment,
             record_bytes: record.record_bytes,
+            settled,
             damaged,
         }
     }
@@ -348,6 +374,7 @@ impl Position {
         self.offset += u64::from(record.record_bytes);
         self.next = Sequence(self.next.0 + 1);
         self.take = record.take;
+        self.object_bytes += record.payload_bytes.map_or(0, moved_bytes);
         self.checksum = record.checksum;
     }
 
@@ -358,7 +385,10 @@ impl Position {
             last: Sequence(self.next.0 - 1),
             data_end: self.offset as u32,
             record_bytes: self.offset - SEGMENT_HEADER_BYTES as u64,
+            object_bytes: self.object_bytes,
             dead_bytes: 0,
+            sealed: true,
+            dropped: None,
         }
     }
 }
@@ -371,6 +401,10 @@ struct Walk<'a, F: ?Sized> {
     log_id: Option<LogId>,
     /// What the files prove, once it was asked.
     proven: Option<Sequence>,
+    /// Segments below this one are settled.
+    settled: SegmentNo,
+    /// What records so far dropped.
+    dropped: Dropped,
     chunk: Chunk,
     look: Vec<u8>,
     heads: Vec<u8>,
@@ -407,6 +441,8 @@ impl<'a, F: SegmentFiles + ?Sized> Walk<'a, F> {
             found,
             log_id: log_id.map(|header| header.log_id),
             proven: None,
+            settled: settled(found),
+            dropped: Dropped::default(),
             chunk: Chunk::new(),
             look: vec![0; LOOK_BYTES],
             heads: Vec::new(),
@@ -416,7 +452,7 @@ impl<'a, F: SegmentFiles + ?Sized> Walk<'a, F> {
         }
     }
 
-    fn recovered(self, kept: Kept, cut: Option<Cut>) -> Recovered {
+    fn recovered(self, kept: Kept, cut: Option<Cut>, dropped: Vec<SegmentNo>) -> Recovered {
         let count = kept.segments.len();
         let tail = kept.segments.last().map_or(0, |tail| tail.segment.0);
         Recovered {
@@ -432,7 +468,8 @@ impl<'a, F: SegmentFiles + ?Sized> Walk<'a, F> {
                 next_segment: SegmentNo(tail + 1),
                 last: kept.last,
                 last_checksum: kept.last_checksum,
-                settled: kept.settled,
+                settled: self.settled,
+                dropped,
                 segments: kept.segments,
             },
         }
@@ -442,26 +479,27 @@ impl<'a, F: SegmentFiles + ?Sized> Walk<'a, F> {
 impl<F: SegmentFiles + ?Sized> Walk<'_, F> {
     /// Visits the longest valid prefix.
     fn segments(&mut self) -> Result<Kept, RecoverError> {
-        let headers = || self.found.iter().filter_map(|found| found.header);
-        let mut kept = Kept {
-            settled: headers()
-                .map(|header| header.settled)
-                .max()
-                .unwrap_or_default(),
-            ..Kept::default()
-        };
+        let mut kept = Kept::default();
         let mut end = Place {
             index: 0,
             offset: 0,
         };
-        for (index, Found { file, header }) in self.found.iter().enumerate() {
-            let follows = |header: &SegmentHeader| {
-                index == 0
-                    || (header.first.0 == kept.last.0 + 1 && header.previous == kept.last_checksum)
+        for (index, found @ Found { file, header }) in self.found.iter().enumerate() {
+            let before = index.checked_sub(1).map(|before| &self.found[before]);
+            let gap = Gap::between(before, found);
+            let follows = |header: &SegmentHeader| match (gap, before) {
+                // What it continues is gone.
+                (Some(_), _) => header.first > kept.last,
+                (None, None) => true,
+                (None, Some(_)) => {
+                    header.first.0 == kept.last.0 + 1 && header.previous == kept.last_checksum
+                }
             };
             let Some(header) = header.filter(follows) else {
                 break;
             };
+            kept.gaps
+                .extend(gap.map(|gap| (gap, Sequence(kept.last.0 + 1), end)));
             let at = match self.by_footer(*file, header)? {
                 Some(at) => {
                     self.report.sealed += 1;
@@ -507,8 +545,50 @@ impl<F: SegmentFiles + ?Sized> Walk<'_, F> {
                 sequence: next,
                 synced: self.proven.unwrap_or_default(),
             }),
-            _ => Ok(kept),
+            _ => self.check_gaps(&kept).map(|()| kept),
         }
+    }
+
+    /// Whether everything that is missing was dropped, and only what is settled, and nothing is missing
+    /// at the end of what was not.
+    fn check_gaps(&self, kept: &Kept) -> Result<(), RecoverError> {
+        if let Some(highest) = self.dropped.highest()
+            && highest >= self.settled
+        {
+            let file = self.files.path(highest);
+            return Err(RecoverError::DropsUnsettled { file });
+        }
+        if let Some(missing) = Gap::all(self.found).find_map(|gap| self.dropped.not_in(gap)) {
+            let file = self.files.path(missing);
+            return Err(RecoverError::Missing { file });
+        }
+        for &(gap, sequence, place) in &kept.gaps {
+            if let Some(from) = self.dropped.breaks_off(gap, sequence) {
+                // Of a segment that was sealed the walk says that it ended, and not where.
+                let before = place.index.saturating_sub(usize::from(place.offset == 0));
+                let offset = kept.segments.get(before);
+                return Err(RecoverError::DamagedRecord {
+                    file: self.files.path(self.found[before].file.segment),
+                    offset: offset.map_or(0, |state| state.data_end.into()),
+                    sequence,
+                    synced: Sequence(from.0.saturating_sub(1)),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the segments out in which nothing is needed, as records say: a crash kept their files.
+    fn take_dropped(&self, kept: &mut Kept) -> Vec<SegmentNo> {
+        let is_dropped = |segment: SegmentNo| self.dropped.contains(segment);
+        kept.unsealed
+            .retain(|unsealed| !is_dropped(unsealed.file.segment));
+        let (dropped, there) = std::mem::take(&mut kept.segments)
+            .into_iter()
+            .partition(|state| is_dropped(state.segment));
+        kept.segments = there;
+        let dropped: Vec<SegmentState> = dropped;
+        dropped.iter().map(|state| state.segment).collect()
     }
 
     /// Whether the record that is expected at `place` had been on the device. Reads everything
@@ -635,7 +715,9 @@ impl<F: SegmentFiles + ?Sized> Walk<'_, F> {
     }
 
     fn visit(&mut self, at: &Position, record: &Decoded<'_>, damaged: bool) {
-        let described = at.describe(record, damaged);
+        let settled = at.segment < self.settled;
+        let described = at.describe(record, settled, damaged);
+        self.dropped.note(&record.head);
         self.report.records += 1;
         self.report.record_bytes += u64::from(record.record_bytes);
         if damaged {

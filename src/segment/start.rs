@@ -9,7 +9,7 @@ use crate::id::{SegmentNo, ShardNo};
 
 use super::Sequence;
 use super::format::{LogId, RECORD_BYTES_MAX, SEGMENT_HEADER_BYTES, SYNCED_BYTES};
-use super::outcome::SegmentState;
+use super::segments::SegmentState;
 
 /// Smallest `segment_bytes`: a record of any size fits.
 pub const SEGMENT_BYTES_MIN: u32 = 128 << 10;
@@ -34,8 +34,10 @@ pub struct LogStart {
     pub last_checksum: u32,
     /// Segments below this one hold bytes of objects and nothing else that counts; 0 if there are none.
     pub settled: SegmentNo,
-    /// Segments that hold records, in order, all sealed.
+    /// Segments that hold records, in order, all sealed. Of those below `settled` some may be missing.
     pub segments: Vec<SegmentState>,
+    /// Files in which nothing is needed, as a record says: a crash kept them. The log removes them.
+    pub dropped: Vec<SegmentNo>,
 }
 
 impl LogStart {
@@ -48,6 +50,7 @@ impl LogStart {
             last_checksum: 0,
             settled: SegmentNo(0),
             segments: Vec::new(),
+            dropped: Vec::new(),
         }
     }
 }

@@ -13,6 +13,8 @@ use std::sync::Arc;
 
 use crate::cache::WindowWriter;
 use crate::id::{AgentNo, BranchNo, ObjectId, Retention, View};
+use crate::shard::collect::Restated;
+use crate::state::checkpoint::Checkpoint;
 use crate::state::tree::EMPTY_TREE;
 use crate::state::{Held, Value, WorkingSet};
 
@@ -67,6 +69,8 @@ pub struct Branch {
     pub view: View,
     /// Lanes that are on it.
     pub lanes: u32,
+    /// The last saying again that it took part in.
+    pub restated: Restated,
 }
 
 /// A name for a checkpoint.
@@ -93,6 +97,10 @@ pub struct Agent {
     pub adopted: BTreeSet<ObjectId>,
     /// While it is suspended: the kept blob that lists its hot keys.
     pub hot: Option<ObjectId>,
+    /// Something of it may have changed since a collection looked at it.
+    pub touched: bool,
+    /// The last saying again that it took part in.
+    pub restated: Restated,
     /// Its L1 window, while a lane is attached.
     pub window: Option<WindowWriter>,
     /// The descriptor from which processes map the window.
@@ -117,6 +125,8 @@ impl Agent {
             tags: BTreeMap::new(),
             adopted: BTreeSet::new(),
             hot: None,
+            touched: true,
+            restated: 0,
             window: None,
             window_fd: None,
             lanes: 0,
@@ -212,6 +222,7 @@ impl Agent {
             retention: Retention::All,
             view,
             lanes: 0,
+            restated: 0,
         });
         if no.0 >= FORK_NUMBERS {
             self.forks.insert(no.0, branch);
@@ -287,6 +298,12 @@ impl Agent {
         if let Some(window) = &mut self.window {
             window.invalidate(view, key);
         }
+    }
+
+    /// Whether it may read a checkpoint, of that id: its own, or one that it adopted.
+    #[must_use]
+    pub fn may_read(&self, checkpoint: &Checkpoint<'_>, id: &ObjectId) -> bool {
+        *checkpoint.agent == *self.name || self.adopted.contains(id)
     }
 
     /// Bytes of memory that branches and tags take.

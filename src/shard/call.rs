@@ -15,7 +15,7 @@ use serde::Serialize;
 use crate::agent::call::{self, BranchInfo, Call, Checkpointed, Id, Policy, Revision, TagInfo};
 use crate::agent::entry::{Completion, Status, Submission};
 use crate::config::Durability;
-use crate::id::{BranchNo, ObjectId};
+use crate::id::{BranchNo, ObjectId, Retention};
 use crate::segment::{Disk, Head, Sequence};
 use crate::shard::agent::{BranchRef, FORK_NUMBERS, MAIN, Tag};
 use crate::shard::commit::{Asked, Prepared};
@@ -143,6 +143,7 @@ impl<D: Disk> Shard<D> {
                 from,
                 limit,
             } => self.diff(by, before, after, from, limit),
+            Call::Retain { name, rule } => self.retain(place, name, rule),
             Call::DiffCounts { before, after } => self.count_differences(place, before, after),
             Call::Merge {
                 from,
@@ -155,7 +156,7 @@ impl<D: Disk> Shard<D> {
                 let rules: Vec<_> = rules.iter().map(prefix_rule).collect();
                 self.merge(by, from, &rules, metadata, expected(expect))
             }
-            Call::CheckpointAs { bytes } => self.checkpoint_as(place, bytes),
+            Call::CheckpointAs { bytes } => self.checkpoint_as(by, bytes),
         }
     }
 
@@ -256,6 +257,7 @@ impl<D: Disk> Shard<D> {
             head: branch.head.map(|head| *head.as_bytes()),
             base: *branch.base.as_bytes(),
             changes: branch.keys.changes() as u64,
+            retention: branch.retention,
         }
     }
 
@@ -342,6 +344,22 @@ impl<D: Disk> Shard<D> {
         let appended = self.store.append(&head.into())?;
         self.flush_commit()?;
         self.store.removed(gone);
+        Ok(committed(appended.sequence))
+    }
+
+    fn retain(&mut self, place: BranchRef, name: &str, rule: Retention) -> Result<Outcome, Failed> {
+        let agent = self.store.tables.agent(place.agent);
+        let branch = agent.branch_no(name).ok_or(Status::NoSuchBranch)?;
+        let at = BranchRef { branch, ..place };
+        self.store.ready(0, false)?;
+        let head = Head::Retention {
+            agent: at.agent,
+            branch,
+            rule,
+        };
+        let appended = self.store.append(&head.into())?;
+        self.flush_commit()?;
+        self.store.tables.branch_mut(at).retention = rule;
         Ok(committed(appended.sequence))
     }
 

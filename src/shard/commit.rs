@@ -33,6 +33,13 @@ pub struct Commits {
     begun: Option<(BranchRef, u64, u64)>,
 }
 
+impl Commits {
+    /// Forgets what was appended of a commit that waits: it may be given up.
+    pub(super) fn forget_begun(&mut self) {
+        self.begun = None;
+    }
+}
+
 /// Changes of a checkpoint after which its buffers are kept for the next.
 const PLACES_KEPT_MAX: usize = 4096;
 
@@ -344,6 +351,7 @@ impl<D: Disk> Store<D> {
         changes_stay: bool,
     ) -> Result<Sequence, Refused> {
         self.ready(0, false)?;
+        self.restate_branch(at)?;
         let agent = self.tables.agent(at.agent);
         let known = agent.branch(at.branch).map_or("", |branch| &branch.name);
         let name = name.unwrap_or(known);

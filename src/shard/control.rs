@@ -24,6 +24,7 @@ use crate::cache::WindowWriter;
 use crate::id::{AgentNo, LaneNo, SessionNo, ShardNo};
 use crate::segment::{Disk, Sequence};
 use crate::shard::agent::{BranchRef, MAIN};
+use crate::shard::collect::Collected;
 use crate::shard::lanes::{Lane, LaneRef};
 use crate::shard::store::Refused;
 use crate::shard::{COMMANDS_PER_TURN, Shard, Step};
@@ -82,6 +83,11 @@ pub enum Command {
     PeerGone {
         /// The other shard.
         shard: ShardNo,
+    },
+    /// Collect what nothing needs any more.
+    Collect {
+        /// Told what a collection did that began after this.
+        reply: Answer<Collected>,
     },
     /// Complete what is pending, write everything out, sync, stop.
     Shutdown {
@@ -221,6 +227,7 @@ impl<D: Disk> Shard<D> {
                 }
                 Command::EndSession { session, reason } => self.close_session(session, reason),
                 Command::PeerGone { shard } => self.forget_peer(shard),
+                Command::Collect { reply } => self.ask_collection(reply),
                 Command::Shutdown { reply } => {
                     self.draining.get_or_insert_default().reply = Some(reply);
                 }
@@ -371,6 +378,7 @@ impl<D: Disk> Shard<D> {
     }
 
     fn forget_lane(&mut self, mut lane: Lane, reason: CloseReason) {
+        self.store.holds -= u32::from(lane.holds);
         if let Some(upload) = lane.upload.take() {
             self.drop_upload(*upload);
         }

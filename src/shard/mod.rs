@@ -24,9 +24,11 @@
 //! - a completion is posted only after the window's old value was dropped.
 
 pub mod agent;
+mod ancestors;
 mod base;
 mod call;
 mod checkpoint_as;
+pub mod collect;
 pub mod commit;
 mod control;
 mod fills;
@@ -50,6 +52,8 @@ pub mod verify;
 mod write;
 
 #[cfg(test)]
+mod collect_tests;
+#[cfg(test)]
 mod tests;
 #[cfg(test)]
 mod version_tests;
@@ -69,8 +73,9 @@ use crate::id::ShardNo;
 use crate::mesh::Port;
 use crate::metrics::{ShardCounters, thread_allocations};
 use crate::segment::index::ObjectNo;
-use crate::segment::{Disk, IoReply, Sequence};
+use crate::segment::{Disk, IoReply, LogEvent, Sequence};
 use agent::BranchRef;
+use collect::Collector;
 use fills::{FILLS_PER_TURN, Fill};
 use lanes::{Lane, LaneRef, Lanes};
 use pending::{Pending, PowerWait};
@@ -190,6 +195,7 @@ pub struct Shard<D> {
     dirty_since: Option<u64>,
     power_since: Option<u64>,
     draining: Option<control::Drain>,
+    collector: Collector,
 }
 
 impl<D: Disk> Shard<D> {
@@ -202,6 +208,7 @@ impl<D: Disk> Shard<D> {
         commands: Arc<ArrayQueue<Command>>,
         counters: Arc<[ShardCounters]>,
     ) -> Self {
+        let needed_bytes = store.tables.live_bytes;
         let mut shard = Self {
             options,
             store,
@@ -236,6 +243,7 @@ impl<D: Disk> Shard<D> {
             dirty_since: None,
             power_since: None,
             draining: None,
+            collector: Collector::new(needed_bytes),
         };
         shard.store.log.drive(&mut shard.store.disk);
         shard.publish_gauges();
@@ -264,6 +272,7 @@ impl<D: Disk> Shard<D> {
         }
         self.ready = ready;
         self.end_turn();
+        worked |= self.collect_some(worked);
         if worked {
             self.turns += 1;
             self.counters().turns.add(1);
@@ -284,6 +293,7 @@ impl<D: Disk> Shard<D> {
             || self.deferred.is_some()
             || !self.port.is_empty()
             || self.lanes.is_rung()
+            || self.collector.has_work(self.now)
     }
 
     /// Prepares for sleep: lanes have to ring from now on, volatile writes are written out, gauges
@@ -309,7 +319,11 @@ impl<D: Disk> Shard<D> {
             .map(|since| since + self.options.group_commit_ns);
         let dirty = self.dirty_since.map(|since| since + DIRTY_NS_MAX);
         let space = self.store.log.spare_failed().then_some(self.next_retry);
-        [group, dirty, space].into_iter().flatten().min()
+        let collection = self.collector.deadline();
+        [group, dirty, space, collection]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// What the control plane has to hear of, since the last call.
@@ -627,14 +641,18 @@ impl<D: Disk> Shard<D> {
                 result,
             } = reply
             {
-                if self.pending.is_fetch(ticket) {
+                if self.collector.is_reading(ticket) {
+                    self.read_of_collection(&buffer, &result);
+                } else if self.pending.is_fetch(ticket) {
                     self.fetched(ticket, buffer, &result);
                 } else {
                     self.cold_piece(ticket, buffer, result);
                 }
                 continue;
             }
-            self.store.on_reply(reply);
+            if let LogEvent::Removed { result, .. } = self.store.on_reply(reply) {
+                self.removed_by_collection(result.is_ok());
+            }
             self.settle_power();
         }
         worked

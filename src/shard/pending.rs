@@ -205,6 +205,17 @@ impl Pending {
         self.next_ticket
     }
 
+    /// The last number given out.
+    pub fn last_ticket(&self) -> u64 {
+        self.next_ticket
+    }
+
+    /// Whether a read from the device is under way whose number is at most this one.
+    pub fn is_reading_upto(&self, ticket: u64) -> bool {
+        let mut under_way = self.pieces.keys().chain(self.fetches.keys());
+        under_way.any(|&other| other <= ticket)
+    }
+
     /// Keeps a read of which pieces are missing; its number.
     pub fn add_read(&mut self, read: PendingRead) -> u32 {
         *self.held.entry(read.holder).or_default() += read.missing as usize;

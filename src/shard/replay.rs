@@ -6,23 +6,48 @@
 //! Invariants
 //! - what an Object record stores stays to the end of the replay, so that what names it later finds it.
 //! - an object that a checkpoint's tree may hold stays, without any key that names it.
-//! - a record that nothing before it explains is an error: the start is refused, and nothing changed.
+//! - a record about an agent or a branch that nothing before it explains is an error: the start is refused,
+//!   and nothing changed. An object that it names may come later, as its bytes were moved, or never, if
+//!   nothing needs it in the end.
+//! - of a settled segment only the objects count. They are kept, as only a collection can tell whether
+//!   something needs them.
 
 use crate::id::{AgentNo, BranchNo, ObjectId, SegmentNo};
 use crate::segment::index::ObjectNo;
-use crate::segment::{Head, Location, ObjectKind, RecoveredRecord};
+use crate::segment::{Head, Location, ObjectKind, RecoveredRecord, moved_bytes};
 use crate::shard::agent::{Agent, BranchRef, Tag, is_fork, named};
 use crate::shard::tables::{Child, Freed, Tables, TablesError};
 use crate::state::chunks;
 use crate::state::{Held, Value, WorkingSet};
 
+/// Where an object lies that was not stored yet: segments are counted from 1.
+const NOWHERE: Location = Location {
+    segment: SegmentNo(0),
+    offset: 0,
+    bytes: 0,
+};
+
+/// What a node over chunks holds.
+enum Children {
+    /// All of it is stored.
+    All(Box<[Child]>),
+    /// Some of it is not.
+    Missing,
+    /// The bytes are not the node's.
+    Damaged,
+}
+
 impl Tables {
     /// Replays one record of the log. The last one is followed by [`Tables::finish`].
     pub fn apply(&mut self, record: &RecoveredRecord<'_>) -> Result<(), TablesError> {
         let sequence = record.sequence.0;
+        if record.settled {
+            self.apply_settled(record);
+            return Ok(());
+        }
         match record.head {
             Head::Object { kind, id, kept } => {
-                let no = self.stored(record, id, kind)?;
+                let no = self.stored(record, id, kind);
                 if kept {
                     self.objects.keep(no);
                     self.objects.release(no);
@@ -40,7 +65,7 @@ impl Tables {
                 value_bytes,
             } => {
                 let at = self.known(sequence, agent, branch)?;
-                let object = self.stored(record, id, kind)?;
+                let object = self.stored(record, id, kind);
                 let value = Value {
                     object: object.0,
                     bytes: value_bytes,
@@ -57,6 +82,20 @@ impl Tables {
             _ => self.apply_to_agent(sequence, &record.head)?,
         }
         Ok(())
+    }
+
+    /// Replays what a settled segment holds.
+    fn apply_settled(&mut self, record: &RecoveredRecord<'_>) {
+        match record.head {
+            Head::Put { kind, id, .. } | Head::Object { kind, id, .. }
+                if record.payload.is_some() =>
+            {
+                let no = self.stored(record, id, kind);
+                self.objects.keep(no);
+                self.objects.release(no);
+            }
+            _ => {}
+        }
     }
 
     /// Replays what is said of an agent or of a branch, beside its keys.
@@ -193,10 +232,17 @@ impl Tables {
         }
     }
 
-    /// Ends the replay: reads the nodes of large values that are still named, whose bytes `read`
-    /// fetches, and drops what nothing holds. A node that can't be read is quarantined, not the end
-    /// of the shard.
-    pub fn finish(&mut self, mut read: impl FnMut(Location) -> Option<Vec<u8>>) {
+    /// Ends the replay: gives up what lies in the segments of `dropped`, whose files are about to go;
+    /// reads the nodes of large values that are still named, whose bytes `read` fetches, and drops what
+    /// nothing holds. A node that can't be read is quarantined, not the end of the shard.
+    ///
+    /// # Errors
+    /// [`TablesError::UnknownObject`], [`TablesError::DroppedObject`].
+    pub fn finish(
+        &mut self,
+        dropped: &[SegmentNo],
+        mut read: impl FnMut(Location) -> Option<Vec<u8>>,
+    ) -> Result<(), TablesError> {
         for agent in (0..self.next_agent().0).map(AgentNo) {
             while self.has_agent(agent)
                 && let Some(nameless) = self.agent_mut(agent).remove_nameless()
@@ -206,6 +252,8 @@ impl Tables {
         }
         let loose = std::mem::take(&mut self.loose);
         loose.iter().for_each(|&no| self.objects.pin(no));
+        self.give_up_dropped(dropped)?;
+        self.give_up_missing()?;
         let named = |no: &u32| {
             let object = self.objects.get(ObjectNo(*no));
             object.kept || object.references > object.pins
@@ -217,10 +265,18 @@ impl Tables {
             let Some(at) = self.unread.remove(&no) else {
                 continue;
             };
-            let children = read(at).and_then(|stored| self.children(ObjectNo(no), &stored));
-            let Some(children) = children else {
-                unreadable.push(ObjectNo(no));
-                continue;
+            let stored = read(at).unwrap_or_default();
+            let children = match self.children(ObjectNo(no), &stored) {
+                Children::All(children) => children,
+                // Kept conservatively; what nothing needed is incomplete once a part of it was dropped.
+                Children::Missing if self.objects.get(ObjectNo(no)).references == 0 => {
+                    self.cast_out(ObjectNo(no));
+                    continue;
+                }
+                Children::Missing | Children::Damaged => {
+                    unreadable.push(ObjectNo(no));
+                    continue;
+                }
             };
             for child in &children {
                 self.objects.acquire(child.object);
@@ -241,15 +297,63 @@ impl Tables {
                 self.objects.quarantine(no);
             }
         }
+        Ok(())
     }
 
-    /// What the bytes of a node over chunks say that it holds, if they are its bytes, and all of it is
-    /// stored.
-    fn children(&self, no: ObjectNo, stored: &[u8]) -> Option<Box<[Child]>> {
-        if ObjectId::of_chunks(stored) != self.objects.get(no).id {
-            return None;
+    /// Takes out what lies in segments of which nothing is needed: newer records have moved the rest.
+    fn give_up_dropped(&mut self, dropped: &[SegmentNo]) -> Result<(), TablesError> {
+        if dropped.is_empty() {
+            return Ok(());
         }
-        let (level, entries) = chunks::entries(stored).ok()?;
+        for no in (0..self.objects.numbers()).map(ObjectNo) {
+            let object = self.objects.get(no);
+            let (segment, id) = (object.at.segment, object.id);
+            if !dropped.contains(&segment) || (object.references == 0 && !object.kept) {
+                continue;
+            }
+            if object.references > object.pins {
+                return Err(TablesError::DroppedObject { segment, id });
+            }
+            self.cast_out(no);
+        }
+        Ok(())
+    }
+
+    /// Takes out what was named, stored nowhere, and is not needed in the end.
+    fn give_up_missing(&mut self) -> Result<(), TablesError> {
+        let missing = std::mem::take(&mut self.missing);
+        let needed = missing.iter().filter(|&(&no, _)| {
+            let object = self.objects.get(ObjectNo(no));
+            object.references > object.pins
+        });
+        if let Some((&no, &sequence)) = needed.min_by_key(|&(_, sequence)| sequence) {
+            let id = self.objects.get(ObjectNo(no)).id;
+            return Err(TablesError::UnknownObject { sequence, id });
+        }
+        for no in missing.into_keys() {
+            self.cast_out(ObjectNo(no));
+        }
+        Ok(())
+    }
+
+    /// Takes an object out that nothing needs. One that is held back goes with what holds it.
+    fn cast_out(&mut self, no: ObjectNo) {
+        self.objects.unkeep(no);
+        if self.objects.get(no).references > 0 {
+            return self.objects.quarantine(no);
+        }
+        self.objects.acquire(no);
+        self.bury(no);
+    }
+
+    /// What the bytes of a node over chunks say that it holds.
+    fn children(&self, no: ObjectNo, stored: &[u8]) -> Children {
+        if ObjectId::of_chunks(stored) != self.objects.get(no).id {
+            return Children::Damaged;
+        }
+        let Ok((level, entries)) = chunks::entries(stored) else {
+            return Children::Damaged;
+        };
         let mut end = 0;
         let child = |(id, bytes)| {
             let object = self.objects.find(&id)?;
@@ -261,7 +365,8 @@ impl Tables {
             end += bytes;
             fits.then_some(Child { object, end })
         };
-        entries.map(child).collect()
+        let all: Option<Box<[Child]>> = entries.map(child).collect();
+        all.map_or(Children::Missing, Children::All)
     }
 
     /// Bytes of each segment that the replay found to be garbage; asked once, after
@@ -303,27 +408,33 @@ impl Tables {
     fn bury(&mut self, no: ObjectNo) {
         let mut freed = Freed::new();
         self.release(no, &mut freed);
-        for (_, at) in freed {
-            *self.dead.entry(at.segment).or_default() += u64::from(at.bytes);
+        for (no, at) in freed {
+            if self.missing.remove(&no.0).is_some() {
+                continue;
+            }
+            *self.dead.entry(at.segment).or_default() += moved_bytes(at.bytes);
         }
     }
 
     /// The object of a replayed record, with one more reference to it.
-    fn stored(
-        &mut self,
-        record: &RecoveredRecord<'_>,
-        id: ObjectId,
-        kind: ObjectKind,
-    ) -> Result<ObjectNo, TablesError> {
+    fn stored(&mut self, record: &RecoveredRecord<'_>, id: ObjectId, kind: ObjectKind) -> ObjectNo {
         let (sequence, payload) = (record.sequence.0, record.payload);
         let no = match self.objects.find(&id) {
             Some(no) => {
                 self.objects.acquire(no);
-                // Stored again: it was garbage in between, or the older bytes were damaged.
-                if let Some(at) = payload {
+                // Stored again: it was garbage in between, or was moved, or the older bytes were damaged.
+                if let Some(at) = payload
+                    && self.missing.remove(&no.0).is_some()
+                {
+                    self.objects.relocate(no, at);
+                    self.live_bytes += u64::from(at.bytes);
+                    if kind == ObjectKind::Chunks {
+                        self.unread.insert(no.0, at);
+                    }
+                } else if let Some(at) = payload {
                     let before = self.objects.relocate(no, at);
                     self.garbage_bytes += u64::from(before.bytes);
-                    *self.dead.entry(before.segment).or_default() += u64::from(before.bytes);
+                    *self.dead.entry(before.segment).or_default() += moved_bytes(before.bytes);
                     if let Some(unread) = self.unread.get_mut(&no.0) {
                         *unread = at;
                     }
@@ -331,8 +442,11 @@ impl Tables {
                 no
             }
             None => {
-                let at = payload.ok_or(TablesError::UnknownObject { sequence, id })?;
-                let no = self.add_object(id, kind, at);
+                let no = self.add_object(id, kind, payload.unwrap_or(NOWHERE));
+                let Some(at) = payload else {
+                    self.missing.insert(no.0, sequence);
+                    return no;
+                };
                 if kind == ObjectKind::Chunks {
                     self.unread.insert(no.0, at);
                 }
@@ -342,6 +456,6 @@ impl Tables {
         if let Some(at) = payload.filter(|_| record.damaged) {
             self.damaged.push((no, at));
         }
-        Ok(no)
+        no
     }
 }

@@ -15,6 +15,8 @@ use crate::state::tree::EMPTY_TREE;
 struct Replay {
     tables: Tables,
     sequence: u64,
+    /// What comes now lies in a settled segment.
+    settled: bool,
 }
 
 impl Replay {
@@ -31,6 +33,7 @@ impl Replay {
             payload: stored.then_some(at),
             segment: at.segment,
             record_bytes: 100,
+            settled: self.settled,
             damaged: false,
         })
     }
@@ -101,7 +104,7 @@ fn an_agent_that_is_gone_leaves_a_hole_and_its_objects() {
     // The name is free again.
     replay.says(agent(2, b"two"));
     assert_eq!(replay.tables.agent_no(b"two"), Some(AgentNo(2)));
-    replay.tables.finish(|_| None);
+    replay.tables.finish(&[], |_| None).unwrap();
     assert_eq!(replay.names(), [&b"one"[..], b"two"]);
 }
 
@@ -112,6 +115,7 @@ fn numbers_of_agents_may_have_gaps_but_no_more_than_there_were_records() {
     replay.says(Head::Dropped {
         first: SegmentNo(1),
         last: SegmentNo(1),
+        from: Sequence(1),
     });
     replay.sequence = 10;
     replay.says(agent(7, b"seven"));

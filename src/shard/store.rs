@@ -21,9 +21,10 @@ use crate::id::{AgentNo, ObjectId};
 use crate::segment::index::{NOT_CACHED, ObjectNo};
 use crate::segment::{
     Appended, Disk, DiskError, HEAD_BYTES_MAX, Head, IoReply, Location, Log, LogError, LogEvent,
-    NotReady, ObjectKind, Read, Record, Sequence,
+    NotReady, ObjectKind, Read, Record, Sequence, moved_bytes,
 };
 use crate::shard::agent::{BranchRef, named};
+use crate::shard::collect::{BEFORE_BYTES, Restated};
 use crate::shard::commit::Commits;
 use crate::shard::large::LargeValue;
 use crate::shard::nodes::NodeCache;
@@ -162,6 +163,11 @@ pub struct Store<D> {
     pub(super) large: LargeValue,
     /// Memory that uploads take.
     uploads_bytes: u64,
+    /// Operations that build a state up over several turns: nothing is swept before they end.
+    pub(super) holds: u32,
+    /// Everything is being said again.
+    pub(super) restating: Option<Restated>,
+    pub(super) last_restated: Restated,
 }
 
 impl<D: Disk> Store<D> {
@@ -189,6 +195,9 @@ impl<D: Disk> Store<D> {
             freed: Freed::with_capacity(64),
             large: LargeValue::default(),
             uploads_bytes: 0,
+            holds: 0,
+            restating: None,
+            last_restated: 0,
         }
     }
 
@@ -278,7 +287,8 @@ impl<D: Disk> Store<D> {
         if adds_key && self.is_full() {
             return Err(Refused::Memory);
         }
-        let bytes = payload_bytes + HEAD_BYTES_MAX + self.delete_reserve_bytes;
+        let before = self.restating.map_or(0, |_| BEFORE_BYTES);
+        let bytes = payload_bytes + HEAD_BYTES_MAX + before + self.delete_reserve_bytes;
         match self.log.ready(bytes) {
             Ok(()) => Ok(()),
             Err(NotReady::Wait) => Err(Refused::Wait),
@@ -442,7 +452,11 @@ impl<D: Disk> Store<D> {
     }
 
     /// Appends a record for which [`Store::ready`] found room.
+    #[inline]
     pub(super) fn append(&mut self, record: &Record<'_>) -> Result<Appended, Refused> {
+        if self.restating.is_some() {
+            self.restate_before(&record.head)?;
+        }
         self.log.append(record).map_err(refused)
     }
 
@@ -558,6 +572,8 @@ impl<D: Disk> Store<D> {
                 }
             }
             Err(_) => {
+                // Nobody knows any more what was said again.
+                self.restating = None;
                 for change in undo.drain(..).rev() {
                     self.take_back(change);
                 }
@@ -579,7 +595,19 @@ impl<D: Disk> Store<D> {
 
     /// Lets the log act on an answer of the I/O core.
     pub fn on_reply(&mut self, reply: IoReply) -> LogEvent {
-        self.log.on_reply(reply)
+        let event = self.log.on_reply(reply);
+        if let LogEvent::Removed {
+            segment,
+            result: Err(error),
+        } = &event
+        {
+            let shard = self.log.shard().0;
+            tracing::warn!(
+                shard, segment = segment.0, %error,
+                "a segment in which nothing is needed was not removed: the next start tries again"
+            );
+        }
+        event
     }
 
     /// Measures the memory of the indexes again: too slow for every write, cheap now and then.
@@ -649,7 +677,7 @@ impl<D: Disk> Store<D> {
     fn forget_freed(&mut self) {
         while let Some((no, at)) = self.freed.pop() {
             self.forget_cached(no);
-            self.log.garbage(at.segment, u64::from(at.bytes));
+            self.log.garbage(at.segment, moved_bytes(at.bytes));
         }
     }
 

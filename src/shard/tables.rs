@@ -53,6 +53,14 @@ pub enum TablesError {
         /// The object it names.
         id: ObjectId,
     },
+    /// Something refers to an object that lies in a segment of which nothing is needed.
+    #[error("object {id} is needed, but its segment {segment} was dropped")]
+    DroppedObject {
+        /// The segment.
+        segment: SegmentNo,
+        /// The object.
+        id: ObjectId,
+    },
 }
 
 /// Objects whose last reference went, with what their bytes took: garbage now.
@@ -104,7 +112,10 @@ pub struct Tables {
     /// While the log is replayed: objects whose stored bytes are known to be damaged, and where they
     /// lie. They are found by their id until the end, as later records may refer to them.
     pub(super) damaged: Vec<(ObjectNo, Location)>,
-    /// While the log is replayed: bytes of each segment that went.
+    /// While the log is replayed: objects that records name, and that were not stored yet, with the first
+    /// record that does.
+    pub(super) missing: HashMap<u32, u64>,
+    /// While the log is replayed: what went in each segment would cost so much to be moved.
     pub(super) dead: HashMap<SegmentNo, u64>,
 }
 
@@ -133,9 +144,20 @@ impl Tables {
     /// Where it is gone.
     #[inline]
     pub fn agent_mut(&mut self, no: AgentNo) -> &mut Agent {
-        self.agents[no.0 as usize]
+        let agent = self.agents[no.0 as usize]
             .as_deref_mut()
-            .expect("an agent that is there")
+            .expect("an agent that is there");
+        agent.touched = true;
+        agent
+    }
+
+    /// Agents that were touched since this was asked last, or all of them.
+    pub(super) fn touched_agents(&mut self, all: bool) -> impl Iterator<Item = AgentNo> {
+        let numbered = (0..).map(AgentNo).zip(&mut self.agents);
+        numbered.filter_map(move |(no, agent)| {
+            let touched = std::mem::take(&mut agent.as_deref_mut()?.touched);
+            (touched || all).then_some(no)
+        })
     }
 
     /// Whether there is an agent of this number.

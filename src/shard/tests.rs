@@ -18,7 +18,7 @@ use crate::cache::L2;
 use crate::id::{AgentNo, LaneNo, ObjectId, SessionNo, View};
 use crate::mesh::mesh;
 use crate::segment::memory::{FailedWrite, MemoryDisk, Random};
-use crate::segment::{DiskError, Log, LogConfig, LogId, recover};
+use crate::segment::{DiskError, Location, Log, LogConfig, LogId, recover};
 use crate::shard::agent::{BranchRef, MAIN};
 use crate::shared::SharedMemory;
 
@@ -46,6 +46,7 @@ pub(super) struct World {
     pub(super) held: Vec<(Block, Block)>,
     now: u64,
     next: u64,
+    segment_bytes: u32,
 }
 
 impl World {
@@ -55,23 +56,34 @@ impl World {
     }
 
     /// The same, with so much memory for its indexes.
-    pub(super) fn within(mut disk: MemoryDisk, l2_bytes: usize, index_bytes_max: u64) -> Self {
+    pub(super) fn within(disk: MemoryDisk, l2_bytes: usize, index_bytes_max: u64) -> Self {
+        Self::sized(disk, l2_bytes, index_bytes_max, SEGMENT_BYTES)
+    }
+
+    /// The same, with segments of so many bytes.
+    pub(super) fn sized(
+        mut disk: MemoryDisk,
+        l2_bytes: usize,
+        index_bytes_max: u64,
+        segment_bytes: u32,
+    ) -> Self {
         let mut tables = Tables::default();
         let no = ShardNo(0);
         let recovered =
             recover(&mut disk, no, &mut |record| tables.apply(record).unwrap()).unwrap();
-        tables.finish(|at| {
+        let read = |at: Location| {
             use crate::segment::SegmentFiles;
             let mut bytes = vec![0; at.bytes as usize];
             let read = disk
                 .read_at(at.segment, u64::from(at.offset), &mut bytes)
                 .ok()?;
             (read == bytes.len()).then_some(bytes)
-        });
+        };
+        tables.finish(&recovered.start.dropped, read).unwrap();
         let config = LogConfig {
             shard: no,
             log_id: recovered.log_id.unwrap_or(LogId(7)),
-            segment_bytes: SEGMENT_BYTES,
+            segment_bytes,
             buffer_bytes: 512 << 10,
         };
         let log = Log::new(config, recovered.start);
@@ -106,6 +118,7 @@ impl World {
             held: Vec::new(),
             now: 0,
             next: 0,
+            segment_bytes,
         };
         world.attach(LaneNo(0), ring);
         world
@@ -161,7 +174,11 @@ impl World {
     pub(super) fn step(&mut self) {
         self.now += 1_000_000;
         self.shard.step(self.now);
-        self.check_references();
+        // While nothing is said in return, what a collection does is looked at now and then.
+        let steps = self.now / 1_000_000;
+        if !self.shard.collector.is_under_way() || steps.is_multiple_of(64) {
+            self.check_references();
+        }
     }
 
     pub(super) fn submit(
@@ -310,7 +327,11 @@ impl World {
         for object in self.shard.store.undo_objects() {
             *wanted.entry(object).or_default() += 1;
         }
-        if !self.shard.pending.is_empty() || self.shard.store.has_retired() {
+        let collector = &self.shard.collector;
+        if !self.shard.pending.is_empty()
+            || self.shard.store.has_retired()
+            || collector.is_reading_any()
+        {
             return;
         }
         // What a tree may hold stays without any reference; so does what was found to be damaged.
@@ -336,7 +357,7 @@ impl World {
         self.disk().kill();
         let mut disk = self.disk().clone();
         disk.faults = Default::default();
-        Self::over(disk, l2_bytes)
+        Self::sized(disk, l2_bytes, 1 << 30, self.segment_bytes)
     }
 }
 

@@ -13,10 +13,12 @@ use crate::segment::index::ObjectNo;
 use crate::segment::memory::{FailedWrite, MemoryDisk, Random};
 use crate::segment::{DiskError, ObjectKind};
 
-/// By branch: how many changes it has, whether it has a head, what its keys name.
-type State = BTreeMap<String, (u64, bool, BTreeMap<Vec<u8>, Vec<u8>>)>;
+mod ancestors;
 
-const CHECKPOINT: Call<'_> = Call::Checkpoint {
+/// By branch: how many changes it has, whether it has a head, what its keys name.
+pub(super) type State = BTreeMap<String, (u64, bool, BTreeMap<Vec<u8>, Vec<u8>>)>;
+
+pub(super) const CHECKPOINT: Call<'_> = Call::Checkpoint {
     opaque: b"",
     pairs: b"",
     expect: None,
@@ -32,33 +34,37 @@ fn merge(from: &str) -> Call<'_> {
     }
 }
 
-fn branch(name: &str) -> Call<'_> {
+pub(super) fn branch(name: &str) -> Call<'_> {
     Call::Branch {
         name,
         from: Revision::Head,
     }
 }
 
-const FORK: Call<'_> = Call::Fork {
+pub(super) const FORK: Call<'_> = Call::Fork {
     from: Revision::Head,
 };
 
 impl World {
-    fn submit_call(&mut self, on: Option<BranchNo>, call: &Call<'_>) -> u64 {
+    pub(super) fn submit_call(&mut self, on: Option<BranchNo>, call: &Call<'_>) -> u64 {
         let mut bytes = Vec::new();
         call.encode(&mut bytes);
         self.submit(Op::Call, b"", &bytes, |entry| entry.branch = on)
     }
 
     /// Carries a call out, alone; its completion and its answer.
-    fn call_on(&mut self, on: Option<BranchNo>, call: &Call<'_>) -> (Completion, Vec<u8>) {
+    pub(super) fn call_on(
+        &mut self,
+        on: Option<BranchNo>,
+        call: &Call<'_>,
+    ) -> (Completion, Vec<u8>) {
         self.submit_call(on, call);
         let completion = self.wait();
         let answer = self.reply(&completion);
         (completion, answer)
     }
 
-    fn reply(&mut self, completion: &Completion) -> Vec<u8> {
+    pub(super) fn reply(&mut self, completion: &Completion) -> Vec<u8> {
         let mut answer = vec![0; completion.reply_bytes as usize];
         let len = completion.reply_bytes;
         self.lane
@@ -67,28 +73,28 @@ impl World {
     }
 
     /// A call that has to go well.
-    fn good(&mut self, on: Option<BranchNo>, call: &Call<'_>) -> Vec<u8> {
+    pub(super) fn good(&mut self, on: Option<BranchNo>, call: &Call<'_>) -> Vec<u8> {
         let (completion, answer) = self.call_on(on, call);
         assert_eq!(completion.status, Status::Ok, "{call:?}");
         answer
     }
 
-    fn info(&mut self, on: Option<BranchNo>, call: &Call<'_>) -> BranchInfo {
+    pub(super) fn info(&mut self, on: Option<BranchNo>, call: &Call<'_>) -> BranchInfo {
         let answer = self.good(on, call);
         call::items(&answer).next().unwrap().unwrap()
     }
 
-    fn made(&mut self, on: Option<BranchNo>) -> Checkpointed {
+    pub(super) fn made(&mut self, on: Option<BranchNo>) -> Checkpointed {
         let answer = self.good(on, &CHECKPOINT);
         call::items(&answer).next().unwrap().unwrap()
     }
 
-    fn put_on(&mut self, on: BranchNo, key: &[u8], value: &[u8]) {
+    pub(super) fn put_on(&mut self, on: BranchNo, key: &[u8], value: &[u8]) {
         self.submit(Op::Put, key, value, |entry| entry.branch = Some(on));
         assert_eq!(self.wait().status, Status::Ok);
     }
 
-    fn get_on(&mut self, on: BranchNo, key: &[u8]) -> Result<Vec<u8>, Status> {
+    pub(super) fn get_on(&mut self, on: BranchNo, key: &[u8]) -> Result<Vec<u8>, Status> {
         self.submit(Op::Get, key, b"", |entry| entry.branch = Some(on));
         let completion = self.wait();
         match completion.status {
@@ -98,7 +104,7 @@ impl World {
     }
 
     /// Everything that there is, as an agent sees it.
-    fn state(&mut self) -> State {
+    pub(super) fn state(&mut self) -> State {
         let answer = self.good(None, &Call::Branches { after: "" });
         let branches: Vec<BranchInfo> = call::items(&answer).map(Result::unwrap).collect();
         let mut state = State::new();
@@ -128,7 +134,7 @@ impl World {
     }
 
     /// Lets every object be on the device only, each for itself.
-    fn chill(&mut self) {
+    pub(super) fn chill(&mut self) {
         let objects = self.shard.store.tables.objects.all();
         let places: Vec<_> = objects.map(|(_, object)| object.at).collect();
         for at in places.into_iter().filter(|at| at.bytes > 0) {
@@ -138,14 +144,14 @@ impl World {
     }
 
     /// A restart that leaves nothing in memory.
-    fn chilled(self) -> Self {
+    pub(super) fn chilled(self) -> Self {
         let mut world = self.restarted(0);
         world.chill();
         world
     }
 }
 
-fn value(no: u32, bytes: usize) -> Vec<u8> {
+pub(super) fn value(no: u32, bytes: usize) -> Vec<u8> {
     (0..bytes as u32)
         .map(|at| (at ^ no.wrapping_mul(77)) as u8)
         .collect()

@@ -222,6 +222,19 @@ impl WorkingSet {
         self.changed.len()
     }
 
+    /// One of the changed keys, in no order, and what is known of it. A change of another key leaves
+    /// it where it is, or moves it to a lower number.
+    ///
+    /// # Panics
+    /// If `listed` is not below [`WorkingSet::changes`].
+    #[must_use]
+    pub fn changed(&self, listed: usize) -> (&[u8], Held) {
+        let mut same_hash = self.table.iter_hash(self.changed[listed]);
+        let entry = same_hash.find(|entry| entry.listed == listed as u32);
+        let entry = entry.expect("each hash in changed has its entry");
+        (&entry.key, entry.held())
+    }
+
     /// Fills `places` with the changed entries in the order of their keys; [`WorkingSet::at`] reads
     /// them. They are good until the next call that changes anything.
     pub fn sort_changes(&self, places: &mut Vec<u32>) {

@@ -130,7 +130,14 @@ fn a_full_segment_is_sealed_and_the_next_one_made_ahead() {
     let (recovered, seen) = read_back(&mut rig.disk).unwrap();
     assert_eq!(seen, records);
     assert_eq!((recovered.report.sealed, recovered.report.segments), (6, 7));
-    assert_eq!(recovered.start.segments, rig.log.segments());
+    let mut states = rig.log.segments().to_vec();
+    let sealed = states.iter().map(|state| state.sealed);
+    assert_eq!(
+        sealed.collect::<Vec<_>>(),
+        [[true; 6].as_slice(), &[false]].concat()
+    );
+    states.iter_mut().for_each(|state| state.sealed = true);
+    assert_eq!(recovered.start.segments, states);
     let footer_read = recovered.report.read_bytes < 2 * u64::from(CONFIG.segment_bytes);
     assert!(footer_read, "{:?}", recovered.report);
 }

@@ -41,7 +41,7 @@ enum Owned {
     Retention(u32, Retention),
     Adopted(u32, ObjectId, bool),
     Hot(u32, Option<ObjectId>),
-    Dropped(u32, u32),
+    Dropped(u32, u32, u64),
 }
 
 /// The branch that records of an agent are about here.
@@ -124,9 +124,10 @@ impl Owned {
                 agent: AgentNo(*agent),
                 list: *list,
             },
-            Self::Dropped(first, last) => Head::Dropped {
+            Self::Dropped(first, last, from) => Head::Dropped {
                 first: SegmentNo(*first),
                 last: SegmentNo(*last),
+                from: Sequence(*from),
             },
             Self::Synced(upto, sequence) => Head::Synced {
                 upto: Sequence(*upto),
@@ -187,11 +188,18 @@ impl Owned {
                 gone,
             } => Self::Adopted(agent.0, target, gone),
             Head::Hot { agent, list } => Self::Hot(agent.0, list),
-            Head::Dropped { first, last } => Self::Dropped(first.0, last.0),
+            Head::Dropped { first, last, from } => Self::Dropped(first.0, last.0, from.0),
             Head::Synced { upto, .. } => Self::Synced(upto.0, sequence.0),
         };
         assert_eq!(owned.head(), *head);
         owned
+    }
+
+    /// A record that the log appends only where it is true.
+    fn random_dropped(random: &mut Random) -> Self {
+        let first = 1 + (random.next() >> 33) as u32;
+        let from = 1 + (random.next() >> 1);
+        Self::Dropped(first, first + random.below(9) as u32, from)
     }
 
     fn random(random: &mut Random) -> Self {
@@ -209,15 +217,11 @@ impl Owned {
             Retention::Last(random.next()),
             Retention::Newer(random.next()),
         ];
-        match random.below(16) {
+        match random.below(15) {
             11 => Self::AgentGone(agent),
             12 => Self::Retention(agent, rules[random.below(3)]),
             13 => Self::Adopted(agent, id(random), agent < 3),
             14 => Self::Hot(agent, head),
-            15 => {
-                let first = 1 + (random.next() >> 33) as u32;
-                Self::Dropped(first, first + random.below(9) as u32)
-            }
             8 => Self::Branch(agent, key, head, id(random), agent < 4),
             9 => Self::BranchGone(agent),
             10 => Self::Tag(agent, key, head),

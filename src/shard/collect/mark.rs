@@ -1,0 +1,345 @@
+//! Marking: from what must stay to everything that it needs.
+//!
+//! Floor 2. Begins at the roots of every agent: heads of branches with as much of their history as its
+//! rule keeps, the trees that working sets and forks lie on, tags, candidates. It goes on over checkpoints and nodes,
+//! one at a time, while the shard serves: a tree never changes, so what was reached stays reached. What
+//! changes is where branches point; an agent that was touched meanwhile is looked at once more, and in
+//! the end all of these in one turn.
+//!
+//! Cost of a step: a node is read from the page cache, hashed, and each of its entries (some 40) looked up
+//! by its id, 10 to 20 us together. Memory: the nodes of one path with their siblings, the frontier of
+//! a history, and a bit for each object.
+//!
+//! Invariants
+//! - values that keys name, and chunks that their nodes name, hold references: they need no mark.
+//! - where something that is needed can't be read, nobody knows what it needs: the collection ends.
+
+use std::collections::{BinaryHeap, HashSet};
+
+use crate::id::{AgentNo, ObjectId, Retention};
+use crate::segment::index::ObjectNo;
+use crate::segment::{Disk, ObjectKind};
+use crate::shard::base::reference;
+use crate::shard::collect::reader::Reader;
+use crate::shard::store::{Refused, Store};
+use crate::state::checkpoint::Checkpoint;
+use crate::state::tree::{EMPTY_TREE, Reference, references};
+
+/// Agents whose roots changed that are looked at in one turn, the last one of marking.
+const TOUCHED_MAX: usize = 64;
+/// How often agents that are touched all the time are looked at again before that turn comes anyway.
+const PASSES_MAX: u32 = 8;
+
+/// What is reached, and not yet looked into.
+#[derive(Clone, Copy, Debug)]
+enum Work {
+    /// A node of a state tree.
+    Node(ObjectNo),
+    /// A checkpoint of an agent.
+    Checkpoint {
+        no: ObjectNo,
+        agent: AgentNo,
+        /// Its parents are needed too.
+        follow: bool,
+        /// The agent names it; else it is the parent of one, and perhaps another agent's.
+        named: bool,
+    },
+}
+
+/// A walk over as much of a history as a rule keeps, the youngest first.
+#[derive(Debug)]
+struct History {
+    agent: AgentNo,
+    rule: Retention,
+    kept: u64,
+    /// Not looked into yet.
+    unread: Vec<ObjectNo>,
+    /// By sequence.
+    ahead: BinaryHeap<(u64, u32)>,
+    seen: HashSet<u32>,
+}
+
+/// The work list of a marking.
+#[derive(Debug, Default)]
+pub struct Marker {
+    work: Vec<Work>,
+    histories: Vec<History>,
+    /// Checkpoints of others behind which the walk went on for an agent.
+    adopted: HashSet<(AgentNo, ObjectNo)>,
+    /// Agents whose roots are still to be looked at in this pass, from the last one.
+    agents: Vec<AgentNo>,
+    passes: u32,
+    /// Milliseconds since 1970, for rules about age.
+    wall_ms: u64,
+}
+
+impl Marker {
+    /// Begins anew.
+    pub fn begin<D: Disk>(&mut self, store: &mut Store<D>, wall_ms: u64) {
+        store.tables.objects.begin_round();
+        *self = Self {
+            wall_ms,
+            ..Self::default()
+        };
+        self.agents.extend(store.tables.touched_agents(true));
+    }
+
+    /// Does one step; whether there is more to do.
+    ///
+    /// # Errors
+    /// [`Refused::Cold`]: to be asked again when the object was read. [`Refused::Corrupt`]: what is
+    /// needed can't be found out.
+    pub fn step<D: Disk>(
+        &mut self,
+        store: &mut Store<D>,
+        reader: &mut Reader,
+    ) -> Result<bool, Refused> {
+        if !self.histories.is_empty() {
+            self.walk(store, reader)?;
+        } else if !self.work.is_empty() {
+            self.look_into(store, reader)?;
+        } else if let Some(&agent) = self.agents.last() {
+            self.agents.pop();
+            self.push_roots(store, agent)?;
+        } else {
+            return self.next_pass(store);
+        }
+        Ok(true)
+    }
+
+    /// Takes agents up again that were touched since they were looked at; whether there is more to do.
+    /// Where not, nothing can change before the caller acts on it.
+    fn next_pass<D: Disk>(&mut self, store: &mut Store<D>) -> Result<bool, Refused> {
+        self.agents.extend(store.tables.touched_agents(false));
+        self.passes += 1;
+        if self.agents.len() > TOUCHED_MAX && self.passes < PASSES_MAX {
+            return Ok(true);
+        }
+        while let Some(agent) = self.agents.pop() {
+            self.push_roots(store, agent)?;
+        }
+        // What they point at since then was mostly reached before.
+        Ok(!self.work.is_empty() || !self.histories.is_empty())
+    }
+
+    /// Reaches everything that an agent names.
+    fn push_roots<D: Disk>(&mut self, store: &mut Store<D>, agent: AgentNo) -> Result<(), Refused> {
+        if !store.tables.has_agent(agent) {
+            return Ok(());
+        }
+        let known = store.tables.agent(agent);
+        let mut heads = Vec::new();
+        let mut trees = Vec::new();
+        let mut states = Vec::new();
+        for branch in known.all_branches() {
+            trees.push(branch.base);
+            if let Some(head) = branch.head {
+                // A fork has no name, and keeps no history.
+                let rule = match branch.name.is_empty() {
+                    true => Retention::Last(0),
+                    false => branch.retention,
+                };
+                heads.push((head, rule));
+            }
+        }
+        states.extend(known.tags.values().map(|tag| tag.target));
+        let hot = known.hot;
+        let objects = &mut store.tables.objects;
+        if let Some(hot) = hot {
+            objects.mark(objects.find(&hot).ok_or(Refused::Corrupt)?);
+        }
+        for tree in trees.iter().filter(|tree| **tree != EMPTY_TREE) {
+            self.reach_node(store, tree)?;
+        }
+        for state in states {
+            self.reach_checkpoint(store, agent, &state, false)?;
+        }
+        for (head, rule) in heads {
+            match rule {
+                Retention::All => self.reach_checkpoint(store, agent, &head, true)?,
+                Retention::Last(0 | 1) => self.reach_checkpoint(store, agent, &head, false)?,
+                rule => self.begin_history(store, agent, &head, rule)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn reach_node<D: Disk>(&mut self, store: &mut Store<D>, id: &ObjectId) -> Result<(), Refused> {
+        let objects = &mut store.tables.objects;
+        let no = objects.find(id).ok_or(Refused::Corrupt)?;
+        if objects.mark(no) {
+            self.work.push(Work::Node(no));
+        }
+        Ok(())
+    }
+
+    /// Reaches a checkpoint that an agent names, which has to be there.
+    fn reach_checkpoint<D: Disk>(
+        &mut self,
+        store: &mut Store<D>,
+        agent: AgentNo,
+        id: &ObjectId,
+        follow: bool,
+    ) -> Result<(), Refused> {
+        let objects = &mut store.tables.objects;
+        let no = objects.find(id).ok_or(Refused::Corrupt)?;
+        if objects.mark(no) || (follow && !objects.is_followed(no)) {
+            self.work.push(Work::Checkpoint {
+                no,
+                agent,
+                follow,
+                named: true,
+            });
+        }
+        Ok(())
+    }
+
+    /// Looks into the checkpoint or node that was reached last.
+    fn look_into<D: Disk>(
+        &mut self,
+        store: &mut Store<D>,
+        reader: &mut Reader,
+    ) -> Result<(), Refused> {
+        let Some(work) = self.work.last() else {
+            return Ok(());
+        };
+        match *work {
+            Work::Node(no) => {
+                let bytes = reader.bytes(store, no)?;
+                self.work.pop();
+                self.reach_entries(store, bytes)
+            }
+            Work::Checkpoint {
+                no,
+                agent,
+                follow,
+                named,
+            } => {
+                let bytes = reader.bytes(store, no)?;
+                self.work.pop();
+                let checkpoint = Checkpoint::decode(bytes).map_err(|_| Refused::Corrupt)?;
+                let id = store.tables.objects.get(no).id;
+                let known = store.tables.agent(agent);
+                if !named && !known.may_read(&checkpoint, &id) {
+                    return Ok(());
+                }
+                // What an agent adopted has its own history where it comes from: this one ends sooner.
+                let own = *checkpoint.agent == *known.name;
+                let objects = &mut store.tables.objects;
+                objects.mark(no);
+                let follow = follow
+                    && match own {
+                        true => objects.follow(no),
+                        false => self.adopted.insert((agent, no)),
+                    };
+                // A parent that isn't there was pruned.
+                let parents = checkpoint.parents.iter().filter(|_| follow);
+                self.work
+                    .extend(parents.filter_map(|id| objects.find(&id)).map(|no| {
+                        Work::Checkpoint {
+                            no,
+                            agent,
+                            follow: true,
+                            named: false,
+                        }
+                    }));
+                match checkpoint.tree {
+                    EMPTY_TREE => Ok(()),
+                    tree => self.reach_node(store, &tree),
+                }
+            }
+        }
+    }
+
+    fn reach_entries<D: Disk>(&mut self, store: &mut Store<D>, node: &[u8]) -> Result<(), Refused> {
+        let objects = &mut store.tables.objects;
+        let mut missing = false;
+        let read = references(node, |entry| {
+            let (id, kind) = match entry {
+                Reference::Node(id) => (id, ObjectKind::Node),
+                Reference::Value(value) => (reference(&value).0, ObjectKind::Blob),
+            };
+            match objects.find(&id) {
+                Some(no) if kind == ObjectKind::Node => {
+                    if objects.mark(no) {
+                        self.work.push(Work::Node(no));
+                    }
+                }
+                Some(no) => _ = objects.mark(no),
+                None => missing = true,
+            }
+        });
+        match read {
+            Ok(()) if !missing => Ok(()),
+            _ => Err(Refused::Corrupt),
+        }
+    }
+
+    fn begin_history<D: Disk>(
+        &mut self,
+        store: &mut Store<D>,
+        agent: AgentNo,
+        head: &ObjectId,
+        rule: Retention,
+    ) -> Result<(), Refused> {
+        // The head itself stays whatever the rule says.
+        self.reach_checkpoint(store, agent, head, false)?;
+        let no = store.tables.objects.find(head).ok_or(Refused::Corrupt)?;
+        self.histories.push(History {
+            agent,
+            rule,
+            kept: 0,
+            unread: vec![no],
+            ahead: BinaryHeap::new(),
+            seen: HashSet::from([no.0]),
+        });
+        Ok(())
+    }
+
+    /// Takes a step of the walk over a history.
+    fn walk<D: Disk>(&mut self, store: &mut Store<D>, reader: &mut Reader) -> Result<(), Refused> {
+        let Some(history) = self.histories.last_mut() else {
+            return Ok(());
+        };
+        if let Some(&no) = history.unread.last() {
+            let bytes = reader.bytes(store, no)?;
+            history.unread.pop();
+            let checkpoint = Checkpoint::decode(bytes).map_err(|_| Refused::Corrupt)?;
+            let id = store.tables.objects.get(no).id;
+            let mine = store.tables.agent(history.agent).may_read(&checkpoint, &id);
+            let stays = match history.rule {
+                Retention::Newer(ms) => checkpoint.wall_ms.saturating_add(ms) >= self.wall_ms,
+                _ => true,
+            };
+            if (mine && stays) || history.kept == 0 {
+                history.ahead.push((checkpoint.sequence, no.0));
+            }
+            return Ok(());
+        }
+        let more = match history.rule {
+            Retention::Last(most) => history.kept < most,
+            _ => true,
+        };
+        let next = history.ahead.peek().filter(|_| more);
+        let Some(&(_, next)) = next else {
+            self.histories.pop();
+            return Ok(());
+        };
+        let no = ObjectNo(next);
+        let bytes = reader.bytes(store, no)?;
+        history.ahead.pop();
+        history.kept += 1;
+        let checkpoint = Checkpoint::decode(bytes).map_err(|_| Refused::Corrupt)?;
+        for parent in checkpoint.parents.iter() {
+            let parent = store.tables.objects.find(&parent);
+            if let Some(parent) = parent.filter(|parent| history.seen.insert(parent.0)) {
+                history.unread.push(parent);
+            }
+        }
+        if store.tables.objects.mark(no) && checkpoint.tree != EMPTY_TREE {
+            let tree = checkpoint.tree;
+            self.reach_node(store, &tree)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,303 @@
+//! Saying again what still counts, so that what the log said before can go.
+//!
+//! Floor 2. Every record says what is true, alone: said again at any time, it changes nothing. Agent by
+//! agent, branch by branch, key by key the log gets once more what it would need if it began at the
+//! segment that was begun for this. Meanwhile the shard serves: whoever is the first to write about an agent
+//! or a branch that was not reached yet has it said again before, so that no record in the new part of the log
+//! is about something that only the old part knows.
+//!
+//! Cost: a record for each agent, branch, tag and changed key; 64 a turn.
+//!
+//! Invariants
+//! - what is said was true when it was appended, and nothing else was appended before it in the same call.
+//! - a flush that fails takes the marks of what was said with it: the collection ends, and begins anew.
+
+use crate::id::{AgentNo, BranchNo, ObjectId, Retention};
+use crate::segment::index::ObjectNo;
+use crate::segment::{Disk, HEAD_BYTES_MAX, Head};
+use crate::shard::agent::{Agent, BranchRef, is_fork};
+use crate::shard::store::{Refused, Store, refused};
+
+/// Records appended in one turn.
+const RECORDS_PER_TURN: usize = 64;
+/// Room that a record may need for what has to be said before it: its agent, its branch, the branch's rule.
+pub const BEFORE_BYTES: usize = HEAD_BYTES_MAX;
+/// What a record takes beside its key, about.
+const RECORD_BYTES: u64 = 72;
+
+/// Which saying again an agent or a branch took part in; 0 is none.
+pub type Restated = u32;
+
+/// One thing to be said again of an agent.
+#[derive(Debug)]
+enum Item {
+    Agent,
+    Branch(BranchNo),
+    /// Changed keys of a branch: so many of them, the first ones, are left.
+    Changes(BranchNo, usize),
+    Tag(Box<str>),
+    Adopted(ObjectId),
+    Hot,
+}
+
+/// How far it is.
+#[derive(Debug, Default)]
+pub struct Restate {
+    next_agent: u32,
+    agent: AgentNo,
+    /// Of this agent, from the last one.
+    items: Vec<Item>,
+    /// Of segments that are gone, from the last one.
+    gaps: Vec<Head<'static>>,
+}
+
+impl Restate {
+    /// Appends some records; whether there is more to say.
+    ///
+    /// # Errors
+    /// [`Refused`]; [`Refused::Wait`] means to go on later.
+    pub fn step<D: Disk>(&mut self, store: &mut Store<D>) -> Result<bool, Refused> {
+        if store.restating.is_none() {
+            return Err(Refused::NoSpace);
+        }
+        for _ in 0..RECORDS_PER_TURN {
+            if let Some(&gap) = self.gaps.last() {
+                store.say(gap)?;
+                self.gaps.pop();
+                continue;
+            }
+            let Some(item) = self.items.last_mut() else {
+                if self.next_agent == store.tables.next_agent().0 {
+                    store.restating = None;
+                    return Ok(false);
+                }
+                self.agent = AgentNo(self.next_agent);
+                self.items = items(store, self.agent);
+                self.next_agent += 1;
+                continue;
+            };
+            if let Item::Changes(branch, left) = item {
+                let at = BranchRef {
+                    agent: self.agent,
+                    branch: *branch,
+                };
+                if store.say_change(at, left)? {
+                    continue;
+                }
+            } else {
+                store.say_item(self.agent, item)?;
+            }
+            self.items.pop();
+        }
+        Ok(true)
+    }
+}
+
+/// Everything to be said of an agent.
+fn items<D: Disk>(store: &Store<D>, no: AgentNo) -> Vec<Item> {
+    if !store.tables.has_agent(no) {
+        return Vec::new();
+    }
+    let agent = store.tables.agent(no);
+    let mut items: Vec<_> = agent.hot.iter().map(|_| Item::Hot).collect();
+    items.extend(agent.adopted.iter().copied().map(Item::Adopted));
+    items.extend(agent.tags.keys().cloned().map(Item::Tag));
+    for (branch, known) in agent.branches_after("") {
+        items.push(Item::Changes(branch, known.keys.changes()));
+        items.push(Item::Branch(branch));
+    }
+    items.push(Item::Agent);
+    items
+}
+
+impl<D: Disk> Store<D> {
+    /// Begins to say everything again.
+    pub(super) fn begin_restate(&mut self) -> Restate {
+        self.last_restated += 1;
+        self.restating = Some(self.last_restated);
+        Restate {
+            gaps: self.log.gaps().collect(),
+            ..Restate::default()
+        }
+    }
+
+    /// About how many bytes saying everything again takes.
+    pub(super) fn restated_bytes(&self) -> u64 {
+        let of_agent = |(_, agent): (AgentNo, &Agent)| {
+            let names = agent.tags.len() + agent.adopted.len() + 2;
+            let branches = agent.all_branches();
+            let records: usize = branches.map(|branch| 1 + branch.keys.changes()).sum();
+            (names + records) as u64 * (RECORD_BYTES + 32)
+        };
+        self.tables.all_agents().map(of_agent).sum()
+    }
+
+    /// Says what a record is about, if nobody has yet since the saying began.
+    pub(in crate::shard) fn restate_before(&mut self, head: &Head<'_>) -> Result<(), Refused> {
+        match *head {
+            Head::Put { agent, branch, .. }
+            | Head::Delete { agent, branch, .. }
+            | Head::Branch { agent, branch, .. }
+            | Head::BranchGone { agent, branch }
+            | Head::Retention { agent, branch, .. } => {
+                self.restate_branch(BranchRef { agent, branch })
+            }
+            Head::Tag { agent, .. }
+            | Head::Adopted { agent, .. }
+            | Head::Hot { agent, .. }
+            | Head::AgentGone { agent } => self.say_agent(agent),
+            Head::Agent { .. }
+            | Head::Object { .. }
+            | Head::Synced { .. }
+            | Head::Dropped { .. } => Ok(()),
+        }
+    }
+
+    /// The same, where the branch is known and its record still in the making.
+    pub(in crate::shard) fn restate_branch(&mut self, at: BranchRef) -> Result<(), Refused> {
+        match self.restating {
+            Some(_) => self.say_branch(at),
+            None => Ok(()),
+        }
+    }
+
+    /// Appends a record that has no payload.
+    fn say(&mut self, head: Head<'_>) -> Result<(), Refused> {
+        self.ready(0, false)?;
+        self.say_granted(head)
+    }
+
+    fn say_granted(&mut self, head: Head<'_>) -> Result<(), Refused> {
+        self.log.append(&head.into()).map_err(refused)?;
+        Ok(())
+    }
+
+    fn say_agent(&mut self, no: AgentNo) -> Result<(), Refused> {
+        let restating = self.restating;
+        if !self.tables.has_agent(no) {
+            return Ok(());
+        }
+        let agent = self.tables.agent_mut(no);
+        if restating.is_none_or(|now| agent.restated == now) {
+            return Ok(());
+        }
+        let head = Head::Agent {
+            agent: no,
+            public: agent.public,
+            moves: agent.moves,
+            name: &agent.name,
+        };
+        self.log.append(&head.into()).map_err(refused)?;
+        agent.restated = restating.unwrap_or_default();
+        Ok(())
+    }
+
+    fn say_branch(&mut self, at: BranchRef) -> Result<(), Refused> {
+        self.say_agent(at.agent)?;
+        let restating = self.restating;
+        if !self.tables.has_agent(at.agent) {
+            return Ok(());
+        }
+        let Some(branch) = self.tables.agent_mut(at.agent).branch_mut(at.branch) else {
+            return Ok(());
+        };
+        if is_fork(at.branch) || restating.is_none_or(|now| branch.restated == now) {
+            return Ok(());
+        }
+        let mut heads = [
+            Some(Head::Branch {
+                agent: at.agent,
+                branch: at.branch,
+                name: branch.name.as_bytes(),
+                head: branch.head,
+                tree: branch.base,
+                changes_stay: true,
+            }),
+            None,
+        ];
+        if branch.retention != Retention::All {
+            heads[1] = Some(Head::Retention {
+                agent: at.agent,
+                branch: at.branch,
+                rule: branch.retention,
+            });
+        }
+        for head in heads.into_iter().flatten() {
+            self.log.append(&head.into()).map_err(refused)?;
+        }
+        branch.restated = restating.unwrap_or_default();
+        Ok(())
+    }
+
+    fn say_item(&mut self, agent: AgentNo, item: &Item) -> Result<(), Refused> {
+        self.ready(0, false)?;
+        if !self.tables.has_agent(agent) {
+            return Ok(());
+        }
+        let known = self.tables.agent(agent);
+        match item {
+            Item::Agent => self.say_agent(agent),
+            &Item::Branch(branch) => self.say_branch(BranchRef { agent, branch }),
+            Item::Changes(..) => Ok(()),
+            Item::Tag(name) => {
+                let Some(tag) = known.tags.get(name).copied() else {
+                    return Ok(());
+                };
+                self.say_granted(Head::Tag {
+                    agent,
+                    name: name.as_bytes(),
+                    target: Some(tag.target),
+                    public: tag.public,
+                })
+            }
+            Item::Adopted(target) if known.adopted.contains(target) => {
+                self.say_granted(Head::Adopted {
+                    agent,
+                    target: *target,
+                    gone: false,
+                })
+            }
+            Item::Adopted(_) => Ok(()),
+            Item::Hot => match known.hot {
+                None => Ok(()),
+                list => self.say_granted(Head::Hot { agent, list }),
+            },
+        }
+    }
+
+    /// Says the changed key before the first `left`, which it takes one from; whether there was one.
+    /// They are taken from the end: what moves into the place of one that is gone was said already.
+    fn say_change(&mut self, at: BranchRef, left: &mut usize) -> Result<bool, Refused> {
+        if !self.tables.has_agent(at.agent) {
+            return Ok(false);
+        }
+        let Some(branch) = self.tables.agent(at.agent).branch(at.branch) else {
+            return Ok(false);
+        };
+        *left = (*left).min(branch.keys.changes());
+        let Some(listed) = left.checked_sub(1) else {
+            return Ok(false);
+        };
+        self.ready(0, false)?;
+        let branch = self.tables.branch(at);
+        let (key, held) = branch.keys.changed(listed);
+        let (agent, branch) = (at.agent, at.branch);
+        let head = match held.value {
+            None => Head::Delete { agent, branch, key },
+            Some(value) => {
+                let object = self.tables.objects.get(ObjectNo(value.object));
+                Head::Put {
+                    agent,
+                    branch,
+                    key,
+                    kind: object.kind,
+                    id: object.id,
+                    value_bytes: value.bytes,
+                }
+            }
+        };
+        self.log.append(&head.into()).map_err(refused)?;
+        *left = listed;
+        Ok(true)
+    }
+}
