@@ -21,6 +21,11 @@ pub mod topology;
 
 pub use runtime::Runtime;
 
+/// Lets tests count what a path allocates.
+#[cfg(test)]
+#[global_allocator]
+static ALLOCATOR: metrics::CountingAllocator = metrics::CountingAllocator;
+
 /// Compiles the examples of the README with the doc tests.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

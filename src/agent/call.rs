@@ -290,15 +290,15 @@ pub fn check_name(name: &str) -> Result<(), BadName> {
     if good { Ok(()) } else { Err(BadName) }
 }
 
-/// A checkpoint that was made.
+/// A checkpoint that was made. `P` is a list of ids: who writes one lends it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Checkpointed {
+pub struct Checkpointed<P = Vec<Id>> {
     /// Its id.
     pub id: Id,
     /// Its tree's id.
     pub tree: Id,
     /// Its parents.
-    pub parents: Vec<Id>,
+    pub parents: P,
     /// Keys that it holds.
     pub keys: u64,
     /// Objects that were stored for it: nodes, and the checkpoint itself.
@@ -307,6 +307,22 @@ pub struct Checkpointed {
     pub new_bytes: u64,
     /// Bytes of the nodes that were there already, of those that a change made.
     pub reused_bytes: u64,
+}
+
+impl Checkpointed<&[Id]> {
+    /// The same with a list of its own.
+    #[must_use]
+    pub fn into_owned(self) -> Checkpointed {
+        Checkpointed {
+            id: self.id,
+            tree: self.tree,
+            parents: self.parents.to_vec(),
+            keys: self.keys,
+            new_objects: self.new_objects,
+            new_bytes: self.new_bytes,
+            reused_bytes: self.reused_bytes,
+        }
+    }
 }
 
 /// A branch or a fork.

@@ -13,6 +13,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 
 use crate::id::SegmentNo;
+use crate::metrics::thread_allocations;
 
 use super::files::{FilesError, SegmentFile, SegmentFiles, segment_file_name, tail_file_name};
 use super::{Disk, DiskError, IoReply, IoRequest, Location};
@@ -130,6 +131,8 @@ pub(crate) struct MemoryDisk {
     pub(crate) writes: u64,
     /// Calls of [`SegmentFiles`] so far.
     pub(crate) files_calls: u32,
+    /// Allocations of its own in [`Disk::write_at`] and [`Disk::submit`].
+    pub(crate) allocations: u64,
 }
 
 /// A request or reply that can be cloned with its store.
@@ -232,6 +235,7 @@ impl MemoryDisk {
             cold: Vec::new(),
             writes: 0,
             files_calls: 0,
+            allocations: 0,
         }
     }
 
@@ -449,7 +453,9 @@ impl Disk for MemoryDisk {
             Some(fault) => fault.skip -= 1,
             None => {}
         }
+        let before = thread_allocations();
         file.write(offset as usize, bytes);
+        self.allocations += thread_allocations() - before;
         Ok(())
     }
 
@@ -468,10 +474,12 @@ impl Disk for MemoryDisk {
         if self.queue.len() >= self.queue_slots {
             return Err(request);
         }
+        let before = thread_allocations();
         self.queue.push_back(QueuedRequest(request));
         if self.at_once {
             self.run_io();
         }
+        self.allocations += thread_allocations() - before;
         Ok(())
     }
 

@@ -158,15 +158,15 @@ impl Segments {
 
     /// Numbers below `end` that are missing or dropped: the fewest records that say so.
     pub(super) fn gaps(&self, end: SegmentNo) -> impl Iterator<Item = Head<'static>> {
-        let there = self.0.iter().filter(|state| state.dropped.is_none());
+        let below = self.0.iter().filter(move |state| state.segment < end);
+        let there = below.filter(|state| state.dropped.is_none());
         let there = there.map(|state| (state.segment, state.last));
         let ends = there.clone().map(|(segment, _)| segment).chain([end]);
         let starts = [(SegmentNo(0), Sequence(0))].into_iter().chain(there);
         starts.zip(ends).filter_map(|((before, last), next)| {
-            let range = (SegmentNo(before.0 + 1), SegmentNo(next.0.saturating_sub(1)));
-            (range.0 <= range.1).then_some(Head::Dropped {
-                first: range.0,
-                last: range.1,
+            (before.0 + 1 < next.0).then(|| Head::Dropped {
+                first: SegmentNo(before.0 + 1),
+                last: SegmentNo(next.0 - 1),
                 from: Sequence(last.0 + 1),
             })
         })

@@ -82,6 +82,26 @@ pub struct Tag {
     pub public: bool,
 }
 
+/// What a branch holds at some time, without its name: equal only where that is the same.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Edition {
+    base: ObjectId,
+    view: View,
+    edits: u64,
+}
+
+impl Branch {
+    /// What it holds now.
+    #[must_use]
+    pub fn edition(&self) -> Edition {
+        Edition {
+            base: self.base,
+            view: self.view,
+            edits: self.keys.edits(),
+        }
+    }
+}
+
 /// One agent.
 #[derive(Debug)]
 pub struct Agent {

@@ -175,7 +175,7 @@ impl<D: Disk> Store<D> {
             // What these bases come from was pruned.
             return Ok(Base::Unknown);
         };
-        let mut merged = Base::Tree(self.known(at, first)?.tree);
+        let mut merged = Base::Tree(self.tree_of(at, first)?);
         for (no, next) in rest.iter().enumerate() {
             if *merges == BASES_MERGED_MAX {
                 return Ok(Base::Unknown);
@@ -183,7 +183,7 @@ impl<D: Disk> Store<D> {
             *merges += 1;
             let of = self.best_common_ancestors(at, &bases[..=no], &[*next])?;
             let of = self.merged_bases(at, &of, merges)?;
-            let next = Base::Tree(self.known(at, next)?.tree);
+            let next = Base::Tree(self.tree_of(at, next)?);
             merged = Base::merged(of, [merged, next]);
         }
         Ok(merged)

@@ -14,7 +14,7 @@ use crate::id::{OBJECT_ID_BYTES, ObjectId};
 use crate::segment::index::{ObjectIndex, ObjectNo};
 use crate::segment::{Disk, Log, ObjectKind, Read};
 use crate::shard::agent::BranchRef;
-use crate::shard::nodes::NodeCache;
+use crate::shard::nodes::{ById, NodeCache};
 use crate::shard::store::{Piece, Refused, Store};
 use crate::state::Value;
 use crate::state::tree::{self, EMPTY_TREE, Nodes, TreeError};
@@ -90,17 +90,10 @@ impl<D: Disk> Store<D> {
                 objects: &self.tables.objects,
                 log: &self.log,
                 disk: RefCell::new(&mut self.disk),
-                slots: OnceCell::new(),
-                index: RefCell::default(),
+                fetched: &self.fetched,
             };
             let outcome = run(&at_hand);
-            let fresh = at_hand.slots.into_inner().unwrap_or_default();
-            let found = fresh.iter().filter_map(OnceCell::get);
-            let mut some = false;
-            for (id, bytes) in found {
-                self.nodes.insert(id, bytes);
-                some = true;
-            }
+            let some = self.fetched.move_into(&mut self.nodes);
             match outcome {
                 Ok(done) => return Ok(done),
                 Err(TreeError::Absent(_)) if some => {}
@@ -168,21 +161,52 @@ pub struct AtHand<'a, D> {
     objects: &'a ObjectIndex,
     log: &'a Log,
     disk: RefCell<&'a mut D>,
-    /// What was fetched; made with the first.
-    slots: OnceCell<Box<[Fresh]>>,
+    fetched: &'a Fetched,
+}
+
+/// What one run fetches; the memory for it is kept from one to the next.
+pub struct Fetched {
+    slots: Box<[Fresh]>,
     /// Where in `slots` a node is.
-    index: RefCell<HashMap<ObjectId, usize>>,
+    index: RefCell<HashMap<ObjectId, usize, ById>>,
 }
 
 /// A place for a node that is fetched.
 type Fresh = OnceCell<(ObjectId, Vec<u8>)>;
 
+impl Default for Fetched {
+    fn default() -> Self {
+        Self {
+            slots: (0..FRESH_MAX).map(|_| Fresh::new()).collect(),
+            index: RefCell::default(),
+        }
+    }
+}
+
+impl Fetched {
+    /// Moves what was fetched to the other nodes in memory; whether that was anything.
+    fn move_into(&mut self, nodes: &mut NodeCache) -> bool {
+        let index = self.index.get_mut();
+        let some = !index.is_empty();
+        for slot in &mut self.slots[..index.len()] {
+            if let Some((id, bytes)) = slot.take() {
+                nodes.take(&id, bytes);
+            }
+        }
+        index.clear();
+        some
+    }
+}
+
 impl<D: Disk> AtHand<'_, D> {
+    /// The objects that are stored.
+    pub fn objects(&self) -> &ObjectIndex {
+        self.objects
+    }
+
     fn fetch(&self, id: &ObjectId) -> Option<&[u8]> {
-        let slots = self
-            .slots
-            .get_or_init(|| (0..FRESH_MAX).map(|_| Fresh::new()).collect());
-        let mut index = self.index.borrow_mut();
+        let slots = &self.fetched.slots;
+        let mut index = self.fetched.index.borrow_mut();
         if let Some(&at) = index.get(id) {
             return slots[at].get().map(|(_, bytes)| &**bytes);
         }
@@ -198,7 +222,7 @@ impl<D: Disk> AtHand<'_, D> {
             return None;
         }
         index.insert(*id, at);
-        let (_, bytes) = slot.get_or_init(|| (*id, stored.to_vec()));
+        let (_, bytes) = slot.get_or_init(|| (*id, self.nodes.copy(stored)));
         Some(bytes)
     }
 }

@@ -619,12 +619,12 @@ fn expected(expect: Option<Option<Id>>) -> Option<Option<ObjectId>> {
     expect.map(|head| head.map(ObjectId::from_bytes))
 }
 
-pub(super) fn checkpointed(prepared: &Prepared) -> Checkpointed {
+pub(super) fn checkpointed(prepared: &Prepared) -> Checkpointed<&[Id]> {
     let (parents, count) = &prepared.parents;
     Checkpointed {
         id: *prepared.id.as_bytes(),
         tree: *prepared.tree.as_bytes(),
-        parents: parents[..*count].iter().map(|id| *id.as_bytes()).collect(),
+        parents: &parents[..*count],
         keys: prepared.keys,
         new_objects: prepared.new_objects,
         new_bytes: prepared.new_bytes,

@@ -19,7 +19,7 @@ use crate::segment::{Disk, Head, ObjectKind};
 use crate::shard::Shard;
 use crate::shard::agent::BranchRef;
 use crate::shard::call::{Asker, Failed, Outcome, checkpointed, made};
-use crate::shard::commit::{Commits, Prepared};
+use crate::shard::commit::{Begun, Commits, Prepared};
 use crate::shard::store::{Refused, Store};
 use crate::state::checkpoint::Checkpoint;
 use crate::state::tree;
@@ -79,7 +79,13 @@ impl<D: Disk> Store<D> {
             }
         }
         let mut commits = std::mem::take(&mut self.commits);
-        let prepared = self.prepare_bytes(at, wanted, bytes, &mut commits);
+        let mut begun = commits.begin(at);
+        let prepared = self.prepare_bytes(at, wanted, bytes, &mut commits, &mut begun);
+        let refused = match &prepared {
+            Err(Failed::Refused(refused)) => Some(refused),
+            _ => None,
+        };
+        commits.end(begun, refused);
         self.commits = commits;
         prepared
     }
@@ -103,20 +109,18 @@ impl<D: Disk> Store<D> {
         wanted: &Checkpoint<'_>,
         bytes: &[u8],
         commits: &mut Commits,
+        begun: &mut Begun,
     ) -> Result<Prepared, Failed> {
-        let branch = self.tables.branch_mut(at);
-        let base = branch.base;
+        let branch = self.tables.branch(at);
+        begun.applied = None;
         branch.keys.sort_changes(&mut commits.places);
         self.collect_changes(at, commits)?;
-        let Commits {
-            writer, changes, ..
-        } = commits;
-        let tree = self.with_nodes(|nodes| writer.apply(nodes, &base, changes))?;
+        let tree = self.apply(at, commits)?;
         if tree != wanted.tree {
             return Err(Status::WrongState.into());
         }
         self.keep_values_of_fork(at, &commits.places)?;
-        let (new_objects, new_bytes, reused_bytes) = self.append_nodes(at, commits)?;
+        let reused_bytes = self.append_nodes(commits, begun)?;
         let keys = self.with_nodes(|nodes| tree::count(nodes, &tree))?;
         if u64::from(keys) != wanted.keys {
             return Err(Status::WrongState.into());
@@ -130,10 +134,10 @@ impl<D: Disk> Store<D> {
             id,
             tree,
             keys: wanted.keys,
-            new_objects: new_objects + u64::from(new),
-            new_bytes: new_bytes + if new { bytes.len() as u64 } else { 0 },
+            new_objects: begun.new_objects + u64::from(new),
+            new_bytes: begun.new_bytes + if new { bytes.len() as u64 } else { 0 },
             reused_bytes,
-            parents: (parents, count),
+            parents: (parents.map(|id| *id.as_bytes()), count),
             checkpoint_sequence: wanted.sequence,
             sequence: self.log.last(),
         })

@@ -12,12 +12,14 @@
 //! - a branch that comes with changes has no name before its last record.
 //! - the record of a branch comes after every object that its tree needs.
 //! - an append that has to wait (for a flush, for the next segment) leaves what it appended so far: the
-//!   same commit, begun again, finds it and goes on.
+//!   same commit, begun again, finds it and goes on. The tree that it made of the changes is kept as long
+//!   as nobody changes the branch and no other commit needs the buffers.
 
+use crate::agent::call::Id;
 use crate::id::ObjectId;
 use crate::segment::index::ObjectNo;
 use crate::segment::{Disk, HEAD_BYTES_MAX, Head, ObjectKind, Record, Sequence};
-use crate::shard::agent::BranchRef;
+use crate::shard::agent::{BranchRef, Edition};
 use crate::shard::store::{Refused, Store, refused};
 use crate::state::checkpoint::{self, Checkpoint, Metadata, NewCheckpoint, PARENTS_MAX};
 use crate::state::tree::{self, Changes, INLINE_BYTES_MAX, TreeWriter};
@@ -25,19 +27,26 @@ use crate::state::tree::{self, Changes, INLINE_BYTES_MAX, TreeWriter};
 /// Buffers of commits, kept from one to the next.
 #[derive(Default)]
 pub struct Commits {
-    pub(super) writer: TreeWriter,
-    pub(super) changes: Changes,
+    writer: TreeWriter,
+    changes: Changes,
     pub(super) places: Vec<u32>,
     bytes: Vec<u8>,
-    /// Of a commit that has to wait: its branch, and what was appended for it so far.
-    begun: Option<(BranchRef, u64, u64)>,
+    /// A commit that has to wait.
+    begun: Option<Begun>,
+    /// Times that changes were applied to a tree.
+    #[cfg(test)]
+    pub(super) applied: u64,
 }
 
-impl Commits {
-    /// Forgets what was appended of a commit that waits: it may be given up.
-    pub(super) fn forget_begun(&mut self) {
-        self.begun = None;
-    }
+/// A commit under way.
+#[derive(Clone, Copy)]
+pub(super) struct Begun {
+    at: BranchRef,
+    /// What was appended for it so far.
+    pub(super) new_objects: u64,
+    pub(super) new_bytes: u64,
+    /// Of which state of the branch the buffers hold the changes and the new nodes, and the tree of it.
+    pub(super) applied: Option<(Edition, ObjectId)>,
 }
 
 /// Changes of a checkpoint after which its buffers are kept for the next.
@@ -72,7 +81,7 @@ pub struct Prepared {
     /// Bytes of its new nodes that were stored already.
     pub reused_bytes: u64,
     /// Its parents, and how many.
-    pub parents: ([ObjectId; 2], usize),
+    pub parents: ([Id; 2], usize),
     /// What it says that its place is.
     pub checkpoint_sequence: u64,
     /// The record that lets the branch point at it.
@@ -80,6 +89,30 @@ pub struct Prepared {
 }
 
 const _: () = assert!(PARENTS_MAX >= 2);
+
+impl Commits {
+    /// Begins a commit of a branch, or goes on with it. Of another one's the buffers hold nothing then.
+    pub(super) fn begin(&mut self, at: BranchRef) -> Begun {
+        let begun = self.begun.take().filter(|begun| begun.at == at);
+        begun.unwrap_or(Begun {
+            at,
+            new_objects: 0,
+            new_bytes: 0,
+            applied: None,
+        })
+    }
+
+    /// Keeps a commit that has to wait.
+    pub(super) fn end(&mut self, begun: Begun, refused: Option<&Refused>) {
+        let waits = matches!(refused, Some(Refused::Wait | Refused::Cold(_)));
+        self.begun = waits.then_some(begun);
+    }
+
+    /// Forgets a commit that waits: what it appended was taken back, or its buffers are needed.
+    pub(super) fn forget_begun(&mut self) {
+        self.begun = None;
+    }
+}
 
 /// What is known of a checkpoint that was read.
 #[derive(Clone, Debug)]
@@ -105,16 +138,41 @@ impl<D: Disk> Store<D> {
         asked: &Asked<'_>,
     ) -> Result<Prepared, Refused> {
         let mut commits = std::mem::take(&mut self.commits);
-        let branch = self.tables.branch_mut(at);
-        branch.keys.sort_changes(&mut commits.places);
-        let collected = self.collect_changes(at, &mut commits);
-        let kept = collected.and_then(|()| self.keep_values_of_fork(at, &commits.places));
-        let prepared = kept.and_then(|()| self.prepare(at, asked, &mut commits));
+        let mut begun = commits.begin(at);
+        let prepared = self.prepare_changes(at, asked, &mut commits, &mut begun);
+        commits.end(begun, prepared.as_ref().err());
         self.commits = commits;
         prepared
     }
 
-    /// Appends everything that a merge takes: these changes to the branch, which has none of its own.
+    fn prepare_changes(
+        &mut self,
+        at: BranchRef,
+        asked: &Asked<'_>,
+        commits: &mut Commits,
+        begun: &mut Begun,
+    ) -> Result<Prepared, Refused> {
+        let branch = self.tables.branch(at);
+        if asked.expect.is_some_and(|expected| expected != branch.head) {
+            return Err(Refused::StaleHead(branch.head));
+        }
+        let edition = branch.edition();
+        begun.applied = begun.applied.filter(|(of, _)| *of == edition);
+        if begun.applied.is_none() {
+            branch.keys.sort_changes(&mut commits.places);
+            self.collect_changes(at, commits)?;
+        }
+        self.keep_values_of_fork(at, &commits.places)?;
+        let tree = match begun.applied {
+            Some((_, tree)) => tree,
+            None => self.apply(at, commits)?,
+        };
+        begun.applied = Some((edition, tree));
+        self.prepare(at, asked, tree, commits, begun)
+    }
+
+    /// Appends everything that a merge takes: these changes to the branch, which has none of its own, and
+    /// whose head was compared with what is expected.
     ///
     /// # Errors
     /// As [`Store::prepare_checkpoint`].
@@ -125,30 +183,47 @@ impl<D: Disk> Store<D> {
         changes: &Changes,
     ) -> Result<Prepared, Refused> {
         let mut commits = std::mem::take(&mut self.commits);
+        let mut begun = commits.begin(at);
         commits.places.clear();
         commits.changes.clone_from(changes);
-        let prepared = self.prepare(at, asked, &mut commits);
+        let tree = self.apply(at, &mut commits);
+        let prepared =
+            tree.and_then(|tree| self.prepare(at, asked, tree, &mut commits, &mut begun));
+        begun.applied = None;
+        commits.end(begun, prepared.as_ref().err());
         self.commits = commits;
         prepared
     }
 
+    /// The tree that the changes make of the branch's.
+    pub(super) fn apply(
+        &mut self,
+        at: BranchRef,
+        commits: &mut Commits,
+    ) -> Result<ObjectId, Refused> {
+        let base = self.tables.branch(at).base;
+        let Commits {
+            writer, changes, ..
+        } = commits;
+        #[cfg(test)]
+        {
+            commits.applied += 1;
+        }
+        self.with_nodes(|nodes| writer.apply(nodes, &base, changes))
+    }
+
+    /// Appends the nodes of a tree that was applied, the checkpoint, and the branch's record.
     fn prepare(
         &mut self,
         at: BranchRef,
         asked: &Asked<'_>,
+        tree: ObjectId,
         commits: &mut Commits,
+        begun: &mut Begun,
     ) -> Result<Prepared, Refused> {
-        let branch = self.tables.branch(at);
-        let (head, base) = (branch.head, branch.base);
-        if asked.expect.is_some_and(|expected| expected != head) {
-            return Err(Refused::StaleHead(head));
-        }
+        let head = self.tables.branch(at).head;
         let above = self.sequence_above(at, head, asked.merged)?;
-        let Commits {
-            writer, changes, ..
-        } = commits;
-        let tree = self.with_nodes(|nodes| writer.apply(nodes, &base, changes))?;
-        let (new_objects, new_bytes, reused_bytes) = self.append_nodes(at, commits)?;
+        let reused_bytes = self.append_nodes(commits, begun)?;
         let keys = self.with_nodes(|nodes| tree::count(nodes, &tree))?;
         let mut parents = [tree; 2];
         let mut count = 0;
@@ -176,10 +251,10 @@ impl<D: Disk> Store<D> {
             id,
             tree,
             keys: u64::from(keys),
-            new_objects: new_objects + 1,
-            new_bytes: new_bytes + commits.bytes.len() as u64,
+            new_objects: begun.new_objects + 1,
+            new_bytes: begun.new_bytes + commits.bytes.len() as u64,
             reused_bytes,
-            parents: (parents, count),
+            parents: (parents.map(|id| *id.as_bytes()), count),
             checkpoint_sequence,
             sequence,
         })
@@ -219,33 +294,24 @@ impl<D: Disk> Store<D> {
         }
     }
 
-    /// Appends the nodes that a tree was built of and that are not stored: how many, their bytes, and
-    /// those of the others.
+    /// Appends the nodes that a tree was built of and that are not stored; the bytes of the others.
     pub(super) fn append_nodes(
         &mut self,
-        at: BranchRef,
-        commits: &mut Commits,
-    ) -> Result<(u64, u64, u64), Refused> {
-        let begun = commits.begun.take().filter(|begun| begun.0 == at);
-        let (mut new_objects, mut new_bytes) = begun.map_or((0, 0), |begun| (begun.1, begun.2));
-        let (mut reused_bytes, before) = (0, new_bytes);
+        commits: &Commits,
+        begun: &mut Begun,
+    ) -> Result<u64, Refused> {
+        let (mut reused_bytes, before) = (0, begun.new_bytes);
         for (id, bytes) in commits.writer.new_nodes() {
             self.nodes.insert(&id, bytes);
-            match self.append_kept(ObjectKind::Node, id, bytes) {
-                Ok(true) => {
-                    new_objects += 1;
-                    new_bytes += bytes.len() as u64;
-                }
-                Ok(false) => reused_bytes += bytes.len() as u64,
-                Err(refused) => {
-                    commits.begun = Some((at, new_objects, new_bytes));
-                    return Err(refused);
-                }
+            if self.append_kept(ObjectKind::Node, id, bytes)? {
+                begun.new_objects += 1;
+                begun.new_bytes += bytes.len() as u64;
+            } else {
+                reused_bytes += bytes.len() as u64;
             }
         }
         // What was appended before the wait is there now, but was not reused.
-        reused_bytes = u64::saturating_sub(reused_bytes, before);
-        Ok((new_objects, new_bytes, reused_bytes))
+        Ok(u64::saturating_sub(reused_bytes, before))
     }
 
     /// The changes of the working set, in order, as the tree takes them.
@@ -398,20 +464,37 @@ impl<D: Disk> Store<D> {
     /// # Errors
     /// [`Refused::NoSuchRevision`], [`Refused::Cold`], [`Refused::Corrupt`].
     pub fn known(&mut self, at: BranchRef, id: &ObjectId) -> Result<Known, Refused> {
+        self.look_at(at, id, |found| Known {
+            tree: found.tree,
+            keys: found.keys,
+            parents: found.parents.iter().collect(),
+            sequence: found.sequence,
+        })
+    }
+
+    /// The tree of a checkpoint, if it is one of this agent.
+    ///
+    /// # Errors
+    /// As [`Store::known`].
+    pub fn tree_of(&mut self, at: BranchRef, id: &ObjectId) -> Result<ObjectId, Refused> {
+        self.look_at(at, id, |found| found.tree)
+    }
+
+    fn look_at<T>(
+        &mut self,
+        at: BranchRef,
+        id: &ObjectId,
+        look: impl FnOnce(&Checkpoint<'_>) -> T,
+    ) -> Result<T, Refused> {
         let mut bytes = std::mem::take(&mut self.commits.bytes);
         bytes.clear();
         let read = self.read_checkpoint(at, id, &mut bytes);
-        let known = read.and_then(|()| {
+        let found = read.and_then(|()| {
             let found = Checkpoint::decode(&bytes).map_err(|_| Refused::Corrupt)?;
-            Ok(Known {
-                tree: found.tree,
-                keys: found.keys,
-                parents: found.parents.iter().collect(),
-                sequence: found.sequence,
-            })
+            Ok(look(&found))
         });
         self.commits.bytes = bytes;
-        known
+        found
     }
 
     /// Copies the bytes of a checkpoint that the agent may read to the end of `out`: one that it made, or
@@ -458,6 +541,7 @@ impl<D: Disk> Store<D> {
         kept: BranchRef,
         name: &str,
     ) -> Result<Sequence, Refused> {
+        self.commits.forget_begun();
         let mut places = std::mem::take(&mut self.commits.places);
         let branch = self.tables.branch_mut(fork);
         branch.keys.sort_changes(&mut places);

@@ -172,8 +172,8 @@ impl<D: Disk> Store<D> {
             Revision::Checkpoint(id) => Some(ObjectId::from_bytes(id)),
         };
         let tree = match (head, revision) {
-            (Some(head), Revision::Checkpoint(_)) => self.known(at, &head)?.tree,
-            (Some(head), _) => self.known(at, &head).map_err(Refused::of_named)?.tree,
+            (Some(head), Revision::Checkpoint(_)) => self.tree_of(at, &head)?,
+            (Some(head), _) => self.tree_of(at, &head).map_err(Refused::of_named)?,
             (None, _) => EMPTY_TREE,
         };
         Ok(Target { head, tree })

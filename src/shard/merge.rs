@@ -87,7 +87,10 @@ impl<D: Disk> Shard<D> {
         let prepared = self.store.prepare_merge(place, &asked, merge.changes())?;
         self.flush_commit()?;
         self.move_branch(place, &name, Some(prepared.id), prepared.tree);
-        call::push(&Merged::Merged(checkpointed(&prepared)), &mut self.answer);
+        call::push(
+            &Merged::Merged(checkpointed(&prepared).into_owned()),
+            &mut self.answer,
+        );
         Ok(made(&prepared))
     }
 

@@ -10,7 +10,7 @@
 //!
 //! Cost of a lookup: a hash of 8 bytes of the id, two cache lines.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 
@@ -25,13 +25,16 @@ const SPARE_MAX: usize = 64;
 /// Nodes by id, up to so many bytes between operations.
 #[derive(Debug)]
 pub struct NodeCache {
-    nodes: HashMap<ObjectId, Entry, BuildHasherDefault<IdHasher>>,
+    nodes: HashMap<ObjectId, Entry, ById>,
     /// All ids, in the order in which they came; one that was used gets another round.
     queue: VecDeque<ObjectId>,
-    spare: Vec<Vec<u8>>,
+    spare: RefCell<Vec<Vec<u8>>>,
     bytes: usize,
     bytes_max: usize,
 }
+
+/// How tables find ids.
+pub(super) type ById = BuildHasherDefault<IdHasher>;
 
 #[derive(Debug)]
 struct Entry {
@@ -46,7 +49,7 @@ impl NodeCache {
         Self {
             nodes: HashMap::default(),
             queue: VecDeque::new(),
-            spare: Vec::new(),
+            spare: RefCell::default(),
             bytes: 0,
             bytes_max,
         }
@@ -57,15 +60,38 @@ impl NodeCache {
         if self.nodes.contains_key(id) {
             return;
         }
-        let mut buffer = self.spare.pop().unwrap_or_default();
-        buffer.extend_from_slice(bytes);
+        let buffer = self.copy(bytes);
+        self.take(id, buffer);
+    }
+
+    /// The same for bytes in a buffer that [`NodeCache::copy`] gave.
+    pub(super) fn take(&mut self, id: &ObjectId, buffer: Vec<u8>) {
         self.bytes += buffer.capacity() + NODE_OVERHEAD_BYTES;
         let entry = Entry {
             bytes: buffer,
             used: Cell::new(false),
         };
-        self.nodes.insert(*id, entry);
-        self.queue.push_back(*id);
+        if let Some(known) = self.nodes.insert(*id, entry) {
+            self.give_back(known.bytes);
+        } else {
+            self.queue.push_back(*id);
+        }
+    }
+
+    /// Bytes in a buffer of their own, one that a node has left where there is one.
+    pub(super) fn copy(&self, bytes: &[u8]) -> Vec<u8> {
+        let mut buffer = self.spare.borrow_mut().pop().unwrap_or_default();
+        buffer.extend_from_slice(bytes);
+        buffer
+    }
+
+    fn give_back(&mut self, mut buffer: Vec<u8>) {
+        self.bytes -= buffer.capacity() + NODE_OVERHEAD_BYTES;
+        let spare = self.spare.get_mut();
+        if spare.len() < SPARE_MAX {
+            buffer.clear();
+            spare.push(buffer);
+        }
     }
 
     /// Lets nodes go that were not used lately, until the rest fits.
@@ -78,12 +104,8 @@ impl NodeCache {
                 self.queue.push_back(id);
                 continue;
             }
-            if let Some(Entry { mut bytes, .. }) = self.nodes.remove(&id) {
-                self.bytes -= bytes.capacity() + NODE_OVERHEAD_BYTES;
-                if self.spare.len() < SPARE_MAX {
-                    bytes.clear();
-                    self.spare.push(bytes);
-                }
+            if let Some(entry) = self.nodes.remove(&id) {
+                self.give_back(entry.bytes);
             }
         }
     }
@@ -106,7 +128,7 @@ impl Nodes for NodeCache {
 
 /// Ids are uniform already: their first 8 bytes are the hash.
 #[derive(Debug, Default)]
-struct IdHasher(u64);
+pub(super) struct IdHasher(u64);
 
 impl Hasher for IdHasher {
     fn finish(&self) -> u64 {

@@ -2,6 +2,9 @@
 //!
 //! Floor 2. Two ordered lists are merged: what the working set knows counts, be it a value or that the key
 //! is gone; the rest is the tree's.
+//!
+//! Cost: a page of keys, and each node of the tree that holds some of them, once: nodes that are not in
+//! memory are fetched as the scan meets them.
 
 use std::cmp::Ordering;
 
@@ -11,89 +14,45 @@ use crate::agent::server_lane::ServerLane;
 use crate::id::ObjectId;
 use crate::segment::Disk;
 use crate::segment::index::{ObjectIndex, ObjectNo};
-use crate::shard::agent::BranchRef;
-use crate::shard::base::reference;
+use crate::shard::base::{AtHand, reference};
 use crate::shard::lanes::LaneRef;
-use crate::shard::store::Refused;
 use crate::shard::{Scratch, Shard, Step};
-use crate::state::Held;
 use crate::state::tree::{Scan, TreeError};
+use crate::state::{Held, WorkingSet};
 
 impl<D: Disk> Shard<D> {
     pub(super) fn scan(&mut self, at: LaneRef, entry: &Submission, scratch: &mut Scratch) -> Step {
         let Some(place) = self.take_input(at, entry, scratch) else {
             return Step::Done;
         };
-        loop {
-            let refused = match self.scan_page(at, place, entry, scratch) {
-                Ok(completion) => {
-                    self.finish(at, completion);
-                    return Step::Done;
-                }
-                Err(TreeError::Absent(node)) => match self.store.fetch_node(&node) {
-                    Ok(()) => continue,
-                    Err(refused) => refused,
-                },
-                Err(_) => Refused::Corrupt,
-            };
-            return self.refuse(at, entry, refused);
-        }
-    }
-
-    /// Writes as many keys as are asked for and have room. One that meets a node that is not in memory
-    /// is called again.
-    fn scan_page(
-        &mut self,
-        at: LaneRef,
-        place: BranchRef,
-        entry: &Submission,
-        scratch: &mut Scratch,
-    ) -> Result<Completion, TreeError> {
-        let limit = match entry.arg0 {
-            0 => u64::MAX,
-            limit => limit,
-        };
-        let mut completion = Completion::new(entry.user_data, Status::Ok);
         let Some(lane) = self.lanes.get_mut(at) else {
-            return Ok(completion);
+            return Step::Done;
         };
-        let (prefix, after) = (&scratch.key, &scratch.value);
-        let tables = &mut self.store.tables;
-        let agent = tables.agents[place.agent.0 as usize].as_mut();
-        let branch = agent.and_then(|agent| agent.branch_mut(place.branch));
-        let branch = branch.expect("a branch that was checked");
         let mut page = Page {
             ring: &lane.ring,
             reply: entry.reply,
-            limit,
-            completion: &mut completion,
+            limit: match entry.arg0 {
+                0 => u64::MAX,
+                limit => limit,
+            },
+            completion: Completion::new(entry.user_data, Status::Ok),
         };
-        let mut below = Scan::new(&self.store.nodes, &branch.base, prefix, after)?;
-        let mut above = branch.keys.scan(prefix, after).peekable();
-        let mut next = below.next()?;
-        loop {
-            let order = match (&next, above.peek()) {
-                (None, None) => return Ok(completion),
-                (Some(_), None) => Ordering::Less,
-                (None, Some(_)) => Ordering::Greater,
-                (Some((key, _)), Some((other, _))) => (*key).cmp(*other),
-            };
-            let went = match (order, &next) {
-                (Ordering::Less, Some((key, value))) => {
-                    let (id, bytes) = reference(value);
-                    page.add(key, &id, bytes)
-                }
-                _ => match above.next() {
-                    Some((key, held)) => page.add_held(&tables.objects, key, held),
-                    None => true,
-                },
-            };
-            if !went {
-                return Ok(completion);
+        let branch = self.store.tables.branch_mut(place);
+        let base = branch.base;
+        // An operation on trees needs the store: the working set waits beside it.
+        let mut keys = std::mem::take(&mut branch.keys);
+        let scanned = self.store.with_nodes(|nodes| {
+            page.completion = Completion::new(entry.user_data, Status::Ok);
+            page.fill(nodes, &base, &mut keys, scratch)
+        });
+        self.store.tables.branch_mut(place).keys = keys;
+        match scanned {
+            Ok(()) => {
+                let completion = page.completion;
+                self.finish(at, completion);
+                Step::Done
             }
-            if order != Ordering::Greater {
-                next = below.next()?;
-            }
+            Err(refused) => self.refuse(at, entry, refused),
         }
     }
 }
@@ -103,10 +62,48 @@ struct Page<'a> {
     ring: &'a ServerLane,
     reply: Extent,
     limit: u64,
-    completion: &'a mut Completion,
+    completion: Completion,
 }
 
 impl Page<'_> {
+    /// Writes as many keys as are asked for and have room.
+    fn fill<D: Disk>(
+        &mut self,
+        nodes: &AtHand<'_, D>,
+        base: &ObjectId,
+        keys: &mut WorkingSet,
+        scratch: &Scratch,
+    ) -> Result<(), TreeError> {
+        let (prefix, after) = (&scratch.key, &scratch.value);
+        let mut below = Scan::new(nodes, base, prefix, after)?;
+        let mut above = keys.scan(prefix, after).peekable();
+        let mut next = below.next()?;
+        loop {
+            let order = match (&next, above.peek()) {
+                (None, None) => return Ok(()),
+                (Some(_), None) => Ordering::Less,
+                (None, Some(_)) => Ordering::Greater,
+                (Some((key, _)), Some((other, _))) => (*key).cmp(*other),
+            };
+            let went = match (order, &next) {
+                (Ordering::Less, Some((key, value))) => {
+                    let (id, bytes) = reference(value);
+                    self.add(key, &id, bytes)
+                }
+                _ => match above.next() {
+                    Some((key, held)) => self.add_held(nodes.objects(), key, held),
+                    None => true,
+                },
+            };
+            if !went {
+                return Ok(());
+            }
+            if order != Ordering::Greater {
+                next = below.next()?;
+            }
+        }
+    }
+
     fn add_held(&mut self, objects: &ObjectIndex, key: &[u8], held: Held) -> bool {
         match held.value {
             Some(value) => self.add(key, &objects.get(ObjectNo(value.object)).id, value.bytes),
@@ -116,7 +113,7 @@ impl Page<'_> {
 
     /// Adds a key; `false` where the page is full.
     fn add(&mut self, key: &[u8], id: &ObjectId, value_bytes: u64) -> bool {
-        let completion = &mut *self.completion;
+        let completion = &mut self.completion;
         let needed = (packed::SCAN_HEAD_BYTES + key.len()) as u32;
         let full = completion.reply_bytes + needed > self.reply.len;
         if completion.value_bytes >= self.limit || full {

@@ -24,6 +24,7 @@ use crate::segment::{
     NotReady, ObjectKind, Read, Record, Sequence, moved_bytes,
 };
 use crate::shard::agent::{BranchRef, named};
+use crate::shard::base::Fetched;
 use crate::shard::collect::{BEFORE_BYTES, Restated};
 use crate::shard::commit::Commits;
 use crate::shard::large::LargeValue;
@@ -149,6 +150,8 @@ pub struct Store<D> {
     pub l2: L2,
     /// Nodes of state trees.
     pub nodes: NodeCache,
+    /// Nodes that an operation brings there.
+    pub(super) fetched: Fetched,
     /// Buffers of commits.
     pub(super) commits: Commits,
     /// Working sets that were given up, and still hold references.
@@ -184,6 +187,7 @@ impl<D: Disk> Store<D> {
             log,
             disk,
             nodes: NodeCache::new(l2.bytes_capacity() / NODES_SHARE),
+            fetched: Fetched::default(),
             l2,
             commits: Commits::default(),
             retired: VecDeque::new(),
@@ -572,6 +576,7 @@ impl<D: Disk> Store<D> {
                 }
             }
             Err(_) => {
+                self.commits.forget_begun();
                 // Nobody knows any more what was said again.
                 self.restating = None;
                 for change in undo.drain(..).rev() {

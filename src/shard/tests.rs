@@ -181,6 +181,14 @@ impl World {
         }
     }
 
+    /// A turn, and how many allocations it made.
+    pub(super) fn counted_step(&mut self) -> u64 {
+        self.now += 1_000_000;
+        let before = thread_allocations() - self.disk().allocations;
+        self.shard.step(self.now);
+        thread_allocations() - self.disk().allocations - before
+    }
+
     pub(super) fn submit(
         &mut self,
         op: Op,

@@ -418,8 +418,8 @@ fn a_fork_with_too_many_changes_to_keep_is_told_so_and_kept_after_a_checkpoint()
     assert_eq!(world.get_on(BranchNo(kept.no), &key(599)).unwrap(), b"x");
 }
 
-#[test]
-fn a_checkpoint_larger_than_the_logs_buffer_goes_out_bit_by_bit() {
+/// A state of more nodes than the log's buffer takes.
+fn with_a_large_state() -> (World, BTreeMap<Vec<u8>, Vec<u8>>) {
     let mut world = World::new(1 << 20);
     let mut model = BTreeMap::new();
     let mut random = Random(9);
@@ -432,7 +432,71 @@ fn a_checkpoint_larger_than_the_logs_buffer_goes_out_bit_by_bit() {
         assert_eq!(world.put(&key, &value).status, Status::Ok);
         model.insert(key, value);
     }
+    (world, model)
+}
+
+/// What happens to the branch, or to another one, while a checkpoint of it waits for the log.
+#[test]
+fn a_checkpoint_that_waits_holds_what_the_branch_holds_in_the_end() {
+    let changes: [(fn(&mut World, &[u8]), u64); 4] = [
+        (
+            |world, key| assert_eq!(world.put(key, b"new").status, Status::Ok),
+            2000,
+        ),
+        (
+            |world, key| assert_eq!(world.delete(key).status, Status::Ok),
+            1999,
+        ),
+        (
+            |world, _| assert_eq!(world.put(b"more", b"x").status, Status::Ok),
+            2001,
+        ),
+        (
+            |world, _| assert_eq!(world.made(Some(BranchNo(1))).keys, 1),
+            2000,
+        ),
+    ];
+    for (change, keys) in changes {
+        let (mut world, model) = with_a_large_state();
+        world.info(
+            None,
+            &Call::Branch {
+                name: "other",
+                from: Revision::Empty,
+            },
+        );
+        world.put_on(BranchNo(1), b"k", b"v");
+        let (ring, client) = rings(LaneNo(1));
+        world.attach_as(SessionNo(1), LaneNo(1), ring);
+        world.submit_call(None, &CHECKPOINT);
+        world.step();
+        assert!(world.completion().is_none(), "it waits");
+        let first = std::mem::replace(&mut world.lane, client);
+        let held = std::mem::take(&mut world.held);
+        let key = model.keys().next().unwrap();
+        change(&mut world, key);
+        (world.lane, world.held) = (first, held);
+        let completion = world.wait();
+        assert_eq!(completion.status, Status::Ok);
+        let answer = world.reply(&completion);
+        let made: Checkpointed = call::items(&answer).next().unwrap().unwrap();
+        assert_eq!(made.keys, keys);
+        let looked_at: Vec<&[u8]> = vec![key, b"more", model.keys().last().unwrap()];
+        let found =
+            |world: &mut World| -> Vec<_> { looked_at.iter().map(|key| world.get(key)).collect() };
+        let before = found(&mut world);
+        let mut world = world.restarted(0);
+        assert_eq!(world.info(None, &Call::Describe).head, Some(made.id));
+        assert_eq!(world.info(None, &Call::Describe).changes, 0);
+        assert_eq!(found(&mut world), before);
+    }
+}
+
+#[test]
+fn a_checkpoint_larger_than_the_logs_buffer_goes_out_bit_by_bit() {
+    let (mut world, model) = with_a_large_state();
     let made = world.made(None);
+    assert_eq!(world.shard.store.commits.applied, 1, "and is made once");
     // All that was appended counts, whatever waits there were.
     let objects = world.shard.store.tables.objects.all();
     let stored: Vec<u64> = objects
@@ -450,6 +514,50 @@ fn a_checkpoint_larger_than_the_logs_buffer_goes_out_bit_by_bit() {
     for (key, value) in model {
         assert!(world.get(&key).unwrap() == value);
     }
+}
+
+/// Carried out again and again, a checkpoint allocates nothing but where a table grows or a segment begins: as
+/// often as that happens, and no more. What moves a branch or a tag copies its name.
+#[test]
+fn what_is_done_again_and_again_takes_hardly_any_memory() {
+    const ROUNDS: u64 = 400;
+    let mut world = World::new(1 << 20);
+    for no in 0..400u32 {
+        world.put(format!("k/{no:03}").as_bytes(), &value(no, 300));
+    }
+    world.good(None, &CHECKPOINT);
+    let tag = Call::Tag {
+        name: "t",
+        target: Revision::Head,
+        force: true,
+    };
+    world.good(None, &tag);
+    let restore = Call::Restore {
+        to: Revision::Head,
+        force: true,
+    };
+    for (name, call, each) in [
+        ("checkpoint", CHECKPOINT, 0),
+        ("tag", tag, 1),
+        ("restore", restore, 1),
+    ] {
+        let mut made = 0;
+        for round in 0..2 * ROUNDS {
+            let key = format!("k/{:03}", round * 7 % 400);
+            world.submit(Op::Put, key.as_bytes(), &value(round as u32, 300), |_| {});
+            world.counted_step();
+            assert_eq!(world.completion().unwrap().status, Status::Ok);
+            world.submit_call(None, &call);
+            let allocations = world.counted_step();
+            assert_eq!(world.completion().unwrap().status, Status::Ok);
+            if round >= ROUNDS {
+                made += allocations;
+            }
+        }
+        println!("{name}: {made} allocations in {ROUNDS} rounds");
+        assert!(made <= each * ROUNDS + ROUNDS / 20, "{name}: {made}");
+    }
+    world.check_references();
 }
 
 /// A log that runs along more branches than 64 lost the others between two pages.

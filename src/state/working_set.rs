@@ -93,6 +93,8 @@ pub struct WorkingSet {
     key_bytes: usize,
     /// Hashes of the keys that changed, in no order.
     changed: Vec<u64>,
+    /// Grows with every call that may have changed anything.
+    edits: u64,
 }
 
 impl WorkingSet {
@@ -147,6 +149,7 @@ impl WorkingSet {
     }
 
     fn set(&mut self, key: &[u8], held: Held) -> Option<Held> {
+        self.edits += 1;
         let hash = self.hasher.hash_one(key);
         let hasher = &self.hasher;
         let found = self.table.entry(
@@ -188,6 +191,7 @@ impl WorkingSet {
 
     /// Drops an entry; what was known of the key.
     fn forget(&mut self, key: &[u8]) -> Option<Held> {
+        self.edits += 1;
         let hash = self.hasher.hash_one(key);
         let entry = self
             .table
@@ -220,6 +224,13 @@ impl WorkingSet {
     #[must_use]
     pub fn changes(&self) -> usize {
         self.changed.len()
+    }
+
+    /// A number that grows with every change to the set: while it is the same, so are places that
+    /// [`WorkingSet::sort_changes`] gave, and what is there.
+    #[must_use]
+    pub fn edits(&self) -> u64 {
+        self.edits
     }
 
     /// One of the changed keys, in no order, and what is known of it. A change of another key leaves
@@ -267,6 +278,7 @@ impl WorkingSet {
     /// forgotten. `places` are all of them, sorted.
     pub fn settle(&mut self, places: &[u32]) {
         debug_assert_eq!(places.len(), self.changed.len());
+        self.edits += 1;
         for &place in places {
             let Ok(mut entry) = self.table.get_bucket_entry(place as usize) else {
                 continue;

@@ -3,6 +3,7 @@
 //! Floor 1, tests only. A model is the plain list of records that were appended.
 
 mod append;
+mod collection;
 mod crash;
 mod damage;
 mod layout;
