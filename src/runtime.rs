@@ -21,6 +21,7 @@ mod inbox;
 mod listener;
 mod read_only;
 mod shard_thread;
+mod verify;
 
 #[cfg(test)]
 mod tests;
@@ -37,6 +38,7 @@ use crossbeam_queue::ArrayQueue;
 pub use data_dir::DataDirError;
 pub use health::{Failure, Health};
 pub use listener::ListenError;
+pub use verify::{Finding, Verified, verify_data_dir};
 
 use crate::cache::L2;
 use crate::client::{Attach, ClientError, Lane, Session};
@@ -127,6 +129,20 @@ pub struct Recovery {
     pub report: RecoverReport,
     /// Time it took, all shards together.
     pub elapsed: Duration,
+}
+
+impl Recovery {
+    fn log(&self) {
+        tracing::info!(
+            records = self.report.records,
+            bytes = self.report.record_bytes,
+            truncated_bytes = self.report.truncated_bytes,
+            damaged = self.report.damaged,
+            set_aside = self.report.set_aside,
+            seconds = self.elapsed.as_secs_f64(),
+            "recovered"
+        );
+    }
 }
 
 /// Where the runtime's memory goes, in bytes.
@@ -289,15 +305,7 @@ impl Runtime {
             stores.push(store);
         }
         recovery.elapsed = started.elapsed();
-        tracing::info!(
-            records = recovery.report.records,
-            bytes = recovery.report.record_bytes,
-            truncated_bytes = recovery.report.truncated_bytes,
-            damaged = recovery.report.damaged,
-            set_aside = recovery.report.set_aside,
-            seconds = recovery.elapsed.as_secs_f64(),
-            "recovered"
-        );
+        recovery.log();
 
         let stop = Arc::new(AtomicBool::new(false));
         // From here on, dropping it on an error stops what was started.

@@ -780,3 +780,59 @@ fn reencoded(entry: &helios::client::LogEntry) -> Vec<u8> {
     assert_eq!(entry.to_bytes().unwrap(), bytes);
     bytes
 }
+
+#[test]
+fn a_collection_takes_nothing_from_an_import_under_way() {
+    let [from, to] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let [source, target] = [&from, &to].map(|dir| {
+        let shards = Choice::Fixed(1);
+        let config = config(dir.path());
+        Runtime::start(Config { shards, ..config }).unwrap()
+    });
+    let mut random = Random(21);
+    let states: Vec<_> = (0..3).map(|_| random.bytes(50_000)).collect();
+    let mut lane = source.agent("planner").unwrap();
+    let mut entries = Vec::new();
+    for (no, state) in states.iter().enumerate() {
+        lane.put(format!("state/{no}").as_bytes(), state).unwrap();
+        let id = checkpoint(&mut lane);
+        entries.push(lane.log(at(&id), 1).unwrap().entries.remove(0));
+    }
+
+    let mut importer = target.agent("planner").unwrap();
+    let bring = |lane: &mut Lane, no: usize| {
+        let base = no.checked_sub(1).map(|base| entries[base].id);
+        let fork = lane
+            .fork(base.as_ref().map_or(Revision::Empty, at))
+            .unwrap();
+        let key = format!("state/{no}");
+        lane.on(fork.no).put(key.as_bytes(), &states[no]).unwrap();
+        let bytes = entries[no].to_bytes().unwrap();
+        lane.on(fork.no).checkpoint_as(&bytes).unwrap();
+        lane.discard(fork.no).unwrap();
+    };
+    bring(&mut importer, 0);
+    let mut watcher = target.agent("watcher").unwrap();
+    std::thread::scope(|scope| {
+        let collection = scope.spawn(|| target.collect());
+        // Nothing names what was brought: a round that ended would have given it up.
+        for _ in 0..50 {
+            std::thread::sleep(std::time::Duration::from_millis(4));
+            assert_eq!(watcher.stats().unwrap().collections, 0);
+        }
+        bring(&mut importer, 1);
+        bring(&mut importer, 2);
+        importer.branch("main-2", at(&entries[2].id)).unwrap();
+        drop(importer);
+        collection.join().unwrap();
+    });
+    let mut lane = target.agent("planner").unwrap();
+    for entry in &entries {
+        let fork = lane.fork(at(&entry.id)).unwrap().no;
+        let first = value_of(&mut lane.on(fork), b"state/0").unwrap();
+        assert_eq!(first.as_ref(), Some(&states[0]));
+    }
+    assert_eq!(lane.log(at(&entries[2].id), 0).unwrap().entries.len(), 3);
+    drop((lane, watcher));
+    target.shutdown().unwrap();
+}

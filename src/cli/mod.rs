@@ -31,6 +31,7 @@ mod revision;
 mod serve;
 mod show;
 mod tag;
+mod verify;
 
 #[derive(Parser)]
 #[command(
@@ -67,6 +68,7 @@ enum Command {
     Restore(restore::Args),
     Export(export::Args),
     Import(import::Args),
+    Verify(verify::Args),
 }
 
 impl Command {
@@ -129,6 +131,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Restore(args) => restore::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Import(args) => import::run(&args),
+        Command::Verify(args) => verify::run(&args),
     };
     outcome.unwrap_or_else(|error| {
         if out::is_broken_pipe(&error) {

@@ -12,6 +12,9 @@ impl Lane {
     /// Makes the checkpoint of these bytes, as [`LogEntry::to_bytes`] gives them, of the fork that the lane
     /// is on ([`Lane::on`]): its state has to be the one that they name. The fork points at it then.
     ///
+    /// From the first of these on the runtime gives up nothing that is stored, until the lane is closed:
+    /// let branches or tags name what was brought, then drop the lane.
+    ///
     /// # Errors
     /// [`ClientError::WrongState`], [`ClientError::NoSuchBranch`] of a branch that is no fork.
     pub fn checkpoint_as(&mut self, bytes: &[u8]) -> Result<Checkpointed, ClientError> {

@@ -730,8 +730,11 @@ impl Log {
         matches!(self.spare, Spare::Failed(_))
     }
 
-    /// Lets the log take no writes at all: for whoever only looks.
+    /// Lets the log write and remove nothing at all: for whoever only looks. Call it before
+    /// [`Log::drive`].
     pub fn freeze(&mut self) {
+        // Files that a crash left of dropped segments are for whoever writes to remove.
+        self.outbox.clear();
         self.read_only = Some(DiskError::ReadOnly);
     }
 

@@ -38,6 +38,7 @@ mod recover;
 mod recovered;
 pub mod segments;
 pub mod start;
+pub mod verify;
 
 #[cfg(test)]
 pub(crate) mod memory;

@@ -156,7 +156,7 @@ impl<D: Disk> Shard<D> {
                 let rules: Vec<_> = rules.iter().map(prefix_rule).collect();
                 self.merge(by, from, &rules, metadata, expected(expect))
             }
-            Call::CheckpointAs { bytes } => self.checkpoint_as(place, bytes),
+            Call::CheckpointAs { bytes } => self.checkpoint_as(by, bytes),
             Call::Superposition(asked) => self.set_call(by, asked),
         }
     }

@@ -6,6 +6,8 @@
 //!
 //! Invariants
 //! - a checkpoint is stored only behind its whole state, and with an id that is its bytes'.
+//! - until the lane ends that brought one, nothing is swept: what is to follow it, or to name it, may
+//!   still be on its way.
 //! - an agent that brings what another one made adopts it, in the same flush.
 //! - the sequence of a checkpoint is above those of its parents, as far as these are stored: walks rely on
 //!   it, wherever its history was made.
@@ -16,7 +18,7 @@ use crate::id::ObjectId;
 use crate::segment::{Disk, Head, ObjectKind};
 use crate::shard::Shard;
 use crate::shard::agent::BranchRef;
-use crate::shard::call::{Failed, Outcome, checkpointed, made};
+use crate::shard::call::{Asker, Failed, Outcome, checkpointed, made};
 use crate::shard::commit::{Begun, Commits, Prepared};
 use crate::shard::store::{Refused, Store};
 use crate::state::checkpoint::Checkpoint;
@@ -27,11 +29,13 @@ const SEQUENCE_MAX: u64 = u64::MAX / 2;
 
 impl<D: Disk> Shard<D> {
     /// Stores the bytes of a checkpoint whose state a fork has; the fork points at it then.
-    pub(super) fn checkpoint_as(
-        &mut self,
-        place: BranchRef,
-        bytes: &[u8],
-    ) -> Result<Outcome, Failed> {
+    pub(super) fn checkpoint_as(&mut self, by: Asker, bytes: &[u8]) -> Result<Outcome, Failed> {
+        let place = by.place;
+        if let Some(lane) = self.lanes.get_mut(by.lane)
+            && !std::mem::replace(&mut lane.holds, true)
+        {
+            self.store.holds += 1;
+        }
         if !place.is_fork() {
             return Err(Status::NoSuchBranch.into());
         }

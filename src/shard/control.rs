@@ -378,6 +378,7 @@ impl<D: Disk> Shard<D> {
     }
 
     fn forget_lane(&mut self, mut lane: Lane, reason: CloseReason) {
+        self.store.holds -= u32::from(lane.holds);
         if let Some(upload) = lane.upload.take() {
             self.drop_upload(*upload);
         }

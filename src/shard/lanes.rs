@@ -93,6 +93,8 @@ pub struct Lane {
     pub behind: Option<Submission>,
     /// Forks that it owns.
     pub forks: Vec<BranchNo>,
+    /// It brings checkpoints that nothing names yet: until it ends, nothing is swept.
+    pub holds: bool,
     /// A large value on its way in.
     pub upload: Option<Box<Upload>>,
     /// It is among those to be looked at again.
@@ -213,6 +215,7 @@ impl Lanes {
             parked_write: false,
             behind: None,
             forks: Vec::new(),
+            holds: false,
             upload: None,
             queued: false,
             touched: false,

@@ -52,6 +52,7 @@ pub mod store;
 mod superposition;
 pub mod tables;
 mod uploads;
+pub mod verify;
 mod write;
 
 #[cfg(test)]

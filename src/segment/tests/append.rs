@@ -590,3 +590,31 @@ fn a_seal_waits_until_earlier_segments_are_synced() {
     rig.turn();
     assert_eq!((rig.log.synced(), rig.log.is_sealed()), (Sequence(4), true));
 }
+
+#[test]
+fn a_frozen_log_writes_and_removes_nothing() {
+    let start = LogStart {
+        next_segment: SegmentNo(5),
+        last: Sequence(10),
+        settled: SegmentNo(4),
+        dropped: vec![SegmentNo(2)],
+        ..LogStart::empty()
+    };
+    let mut disk = MemoryDisk::new();
+    let mut log = Log::new(CONFIG, start.clone());
+    log.drive(&mut disk);
+    let removal = IoRequest::Remove {
+        segment: SegmentNo(2),
+    };
+    assert!(disk.queued().any(|request| *request == removal));
+
+    let mut disk = MemoryDisk::new();
+    let mut log = Log::new(CONFIG, start);
+    log.freeze();
+    log.sync_wanted(Sequence(10));
+    log.drive(&mut disk);
+    log.end_segment(&mut disk);
+    assert_eq!(disk.queued().count(), 0);
+    assert_eq!(log.ready(100), Err(NotReady::ReadOnly(DiskError::ReadOnly)));
+    assert_eq!(log.flush(&mut disk), Ok(()));
+}
