@@ -11,6 +11,8 @@
 //!   is sound, and no younger object has its bytes.
 //! - a number is reused only after the last reference to it was released.
 
+use std::collections::HashSet;
+
 use hashbrown::HashTable;
 
 use crate::id::ObjectId;
@@ -55,8 +57,7 @@ pub struct Object {
     followed: Round,
 }
 
-/// Counts collections; 0 is none of them. After 255 of them numbers come again: an object that has
-/// been passed over since is taken for reached once more, and goes a collection later.
+/// Counts collections; 0 is none of them. Before numbers come again, no object has any.
 type Round = u8;
 
 impl Object {
@@ -77,6 +78,9 @@ pub struct ObjectIndex {
     round: Round,
     /// What this collection did not reach is going.
     condemned: bool,
+    /// Damaged objects that a tree or a history may name: their ids find nothing, but they are not
+    /// something that was given up.
+    damaged: HashSet<ObjectId>,
 }
 
 impl ObjectIndex {
@@ -92,8 +96,14 @@ impl ObjectIndex {
 
     /// Begins a collection: nothing is reached yet.
     pub fn begin_round(&mut self) {
-        self.round = self.round.checked_add(1).unwrap_or(1);
         self.condemned = false;
+        self.round = self.round.wrapping_add(1);
+        if self.round == 0 {
+            self.round = 1;
+            for object in &mut self.objects {
+                (object.marked, object.followed) = (0, 0);
+            }
+        }
     }
 
     /// Notes that the collection reached an object; whether it had not before.
@@ -138,7 +148,13 @@ impl ObjectIndex {
     #[must_use]
     pub fn is_unreached(&self, no: ObjectNo) -> bool {
         let object = &self.objects[no.0 as usize];
-        object.kept && object.marked != self.round
+        object.kept && object.marked != self.round && !object.quarantined
+    }
+
+    /// Whether an object of that id was found to be damaged, which a tree or a history may name.
+    #[must_use]
+    pub fn is_damaged(&self, id: &ObjectId) -> bool {
+        self.damaged.contains(id)
     }
 
     /// The sound object with this id, if the log knows it to be needed: only then may a record refer
@@ -263,7 +279,11 @@ impl ObjectIndex {
 
     /// The stored bytes are damaged: refuse to serve or share them from now on.
     pub fn quarantine(&mut self, no: ObjectNo) {
-        self.objects[no.0 as usize].quarantined = true;
+        let object = &mut self.objects[no.0 as usize];
+        object.quarantined = true;
+        if object.kept {
+            self.damaged.insert(object.id);
+        }
         self.forget(no);
     }
 

@@ -275,7 +275,7 @@ impl Agent {
             return;
         }
         let before = std::mem::replace(&mut branch.name, name.into());
-        self.by_name.remove(&before);
+        self.forget_name(&before, no);
         self.by_name.insert(name.into(), no);
     }
 
@@ -285,8 +285,15 @@ impl Agent {
             Some(branch) => branch.take()?,
             None => self.forks.remove(&no.0)?,
         };
-        self.by_name.remove(&removed.name);
+        self.forget_name(&removed.name, no);
         Some(*removed)
+    }
+
+    /// Lets a name mean this branch no more; another may have it by now.
+    fn forget_name(&mut self, name: &str, no: BranchNo) {
+        if self.by_name.get(name) == Some(&no) {
+            self.by_name.remove(name);
+        }
     }
 
     /// All branches and forks of an agent that is gone; what they knew, to be given up.

@@ -63,7 +63,7 @@ impl<D: Disk> Store<D> {
         let Some((id, bytes)) = found else {
             return Ok(None);
         };
-        let object = self.tables.objects.find(&id).ok_or(Refused::Corrupt)?;
+        let object = self.tables.objects.find_named(&id).ok_or(Refused::Corrupt)?;
         let value = Value {
             object: object.0,
             bytes,
@@ -105,7 +105,7 @@ impl<D: Disk> Store<D> {
 
     /// Brings a node into memory.
     pub fn fetch_node(&mut self, id: &ObjectId) -> Result<(), Refused> {
-        let no = self.tables.objects.find(id).ok_or(Refused::Corrupt)?;
+        let no = self.tables.objects.find_named(id).ok_or(Refused::Corrupt)?;
         let object = self.tables.objects.get(no);
         let (at, kind) = (object.at, object.kind);
         match self.log.read(&mut self.disk, at) {
@@ -212,7 +212,7 @@ impl<D: Disk> AtHand<'_, D> {
         }
         let at = index.len();
         let slot = slots.get(at)?;
-        let object = self.objects.get(self.objects.find(id)?);
+        let object = self.objects.get(self.objects.find_named(id)?);
         let mut disk = self.disk.borrow_mut();
         // What is cold or damaged is found to be so by `fetch_node`.
         let Read::Here(stored) = self.log.read(&mut **disk, object.at) else {

@@ -20,6 +20,7 @@ use crate::id::ObjectId;
 use crate::segment::index::ObjectNo;
 use crate::segment::{Disk, HEAD_BYTES_MAX, Head, ObjectKind, Record, Sequence};
 use crate::shard::agent::{BranchRef, Edition};
+use crate::shard::collect::BEFORE_BYTES;
 use crate::shard::store::{Refused, Store, refused};
 use crate::state::checkpoint::{self, Checkpoint, Metadata, NewCheckpoint, PARENTS_MAX};
 use crate::state::tree::{self, Changes, INLINE_BYTES_MAX, TreeWriter};
@@ -523,7 +524,7 @@ impl<D: Disk> Store<D> {
     }
 
     fn read_any_checkpoint(&mut self, id: &ObjectId, out: &mut Vec<u8>) -> Result<(), Refused> {
-        let found = self.tables.objects.find(id);
+        let found = self.tables.objects.find_named(id);
         let no = found
             .filter(|&no| self.tables.objects.get(no).kind == ObjectKind::Checkpoint)
             .ok_or(Refused::NoSuchRevision)?;
@@ -551,7 +552,7 @@ impl<D: Disk> Store<D> {
             .map(|&place| Record::put_bytes(branch.keys.at(place).0.len(), 0))
             .sum();
         // All of it goes out with one flush, or none.
-        let room = match bytes + 3 * HEAD_BYTES_MAX > self.batch_bytes_max() {
+        let room = match bytes + 3 * HEAD_BYTES_MAX + BEFORE_BYTES > self.batch_bytes_max() {
             true => Err(Refused::TooLarge),
             false => self.ready(bytes + 2 * HEAD_BYTES_MAX, false),
         };

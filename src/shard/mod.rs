@@ -218,6 +218,11 @@ impl<D: Disk> Shard<D> {
         counters: Arc<[ShardCounters]>,
     ) -> Self {
         let needed_bytes = store.tables.live_bytes;
+        let unsettled = store.log.segments().iter();
+        let carried = unsettled
+            .filter(|state| state.segment >= store.log.settled())
+            .map(|state| state.record_bytes)
+            .sum();
         let mut shard = Self {
             options,
             store,
@@ -252,7 +257,7 @@ impl<D: Disk> Shard<D> {
             dirty_since: None,
             power_since: None,
             draining: None,
-            collector: Collector::new(needed_bytes),
+            collector: Collector::new(needed_bytes, carried),
             sets: SetClock::default(),
         };
         shard.watch_sets();
@@ -648,8 +653,8 @@ impl<D: Disk> Shard<D> {
                 }
                 continue;
             }
-            if let LogEvent::Removed { result, .. } = self.store.on_reply(reply) {
-                self.removed_by_collection(result.is_ok());
+            if let LogEvent::Removed { segment, result } = self.store.on_reply(reply) {
+                self.removed_by_collection(segment, result.is_ok());
             }
             self.settle_power();
         }

@@ -353,7 +353,7 @@ impl<D: Disk> Store<D> {
         payload: &[u8],
     ) -> Result<(ObjectNo, Written), Refused> {
         let id = ObjectId::of_blob(payload);
-        let (object, stored) = match self.tables.objects.find_named(&id) {
+        let (object, stored) = match self.find_shareable(&id) {
             Some(object) => {
                 self.tables.objects.acquire(object);
                 (Some(object), true)
@@ -389,6 +389,14 @@ impl<D: Disk> Store<D> {
             deduplicated: stored,
         };
         Ok((object, written))
+    }
+
+    /// The object of that id, if a record may refer to its bytes. Sets that were given up still hold references
+    /// that the log knows nothing of: until they are gone, only what the log keeps for other reasons.
+    pub(super) fn find_shareable(&self, id: &ObjectId) -> Option<ObjectNo> {
+        let no = self.tables.objects.find_named(id)?;
+        let object = self.tables.objects.get(no);
+        (self.retired.is_empty() || object.kept || object.logged).then_some(no)
     }
 
     /// Appends the record that lets a key name a value. Of a fork the log gets the value alone: nobody

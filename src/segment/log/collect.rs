@@ -12,7 +12,7 @@
 
 use crate::id::SegmentNo;
 
-use super::Log;
+use super::{Log, Spare};
 use crate::segment::outcome::{Appended, LogError};
 use crate::segment::record::Head;
 #[cfg(test)]
@@ -39,6 +39,12 @@ impl Log {
     #[cfg(test)]
     pub(crate) fn totals(&self) -> LogTotals {
         self.segments.totals()
+    }
+
+    /// Whether a segment can be begun now.
+    #[must_use]
+    pub fn can_roll(&self) -> bool {
+        self.spare == Spare::Ready && self.rolled.is_none()
     }
 
     /// Number of the segment that is begun next.

@@ -17,8 +17,8 @@
 use std::collections::{BinaryHeap, HashSet};
 
 use crate::id::{AgentNo, ObjectId, Retention};
-use crate::segment::index::ObjectNo;
-use crate::segment::{Disk, ObjectKind};
+use crate::segment::Disk;
+use crate::segment::index::{ObjectIndex, ObjectNo};
 use crate::shard::base::reference;
 use crate::shard::collect::reader::Reader;
 use crate::shard::store::{Refused, Store};
@@ -134,12 +134,7 @@ impl Marker {
         for branch in known.all_branches() {
             trees.push(branch.base);
             if let Some(head) = branch.head {
-                // A fork has no name, and keeps no history.
-                let rule = match branch.name.is_empty() {
-                    true => Retention::Last(0),
-                    false => branch.retention,
-                };
-                heads.push((head, rule));
+                heads.push((head, branch.retention));
             }
         }
         states.extend(known.tags.values().map(|tag| tag.target));
@@ -220,6 +215,9 @@ impl Marker {
                 self.work.pop();
                 let checkpoint = Checkpoint::decode(bytes).map_err(|_| Refused::Corrupt)?;
                 let id = store.tables.objects.get(no).id;
+                if !store.tables.has_agent(agent) {
+                    return Ok(());
+                }
                 let known = store.tables.agent(agent);
                 if !named && !known.may_read(&checkpoint, &id) {
                     return Ok(());
@@ -233,17 +231,16 @@ impl Marker {
                         true => objects.follow(no),
                         false => self.adopted.insert((agent, no)),
                     };
-                // A parent that isn't there was pruned.
-                let parents = checkpoint.parents.iter().filter(|_| follow);
-                self.work
-                    .extend(parents.filter_map(|id| objects.find(&id)).map(|no| {
-                        Work::Checkpoint {
+                for parent in checkpoint.parents.iter().filter(|_| follow) {
+                    if let Some(no) = find_parent(objects, &parent)? {
+                        self.work.push(Work::Checkpoint {
                             no,
                             agent,
                             follow: true,
                             named: false,
-                        }
-                    }));
+                        });
+                    }
+                }
                 match checkpoint.tree {
                     EMPTY_TREE => Ok(()),
                     tree => self.reach_node(store, &tree),
@@ -256,18 +253,19 @@ impl Marker {
         let objects = &mut store.tables.objects;
         let mut missing = false;
         let read = references(node, |entry| {
-            let (id, kind) = match entry {
-                Reference::Node(id) => (id, ObjectKind::Node),
-                Reference::Value(value) => (reference(&value).0, ObjectKind::Blob),
+            let (id, is_node) = match entry {
+                Reference::Node(id) => (id, true),
+                Reference::Value(value) => (reference(&value).0, false),
             };
-            match objects.find(&id) {
-                Some(no) if kind == ObjectKind::Node => {
-                    if objects.mark(no) {
-                        self.work.push(Work::Node(no));
-                    }
-                }
-                Some(no) => _ = objects.mark(no),
-                None => missing = true,
+            let Some(no) = objects.find(&id) else {
+                // A value that is damaged names nothing that could be lost with it.
+                missing |= is_node || !objects.is_damaged(&id);
+                return;
+            };
+            // One that was stored again in place of a damaged one is not kept yet.
+            objects.keep(no);
+            if objects.mark(no) && is_node {
+                self.work.push(Work::Node(no));
             }
         });
         match read {
@@ -302,6 +300,10 @@ impl Marker {
         let Some(history) = self.histories.last_mut() else {
             return Ok(());
         };
+        if !store.tables.has_agent(history.agent) {
+            self.histories.pop();
+            return Ok(());
+        }
         if let Some(&no) = history.unread.last() {
             let bytes = reader.bytes(store, no)?;
             history.unread.pop();
@@ -332,7 +334,7 @@ impl Marker {
         history.kept += 1;
         let checkpoint = Checkpoint::decode(bytes).map_err(|_| Refused::Corrupt)?;
         for parent in checkpoint.parents.iter() {
-            let parent = store.tables.objects.find(&parent);
+            let parent = find_parent(&store.tables.objects, &parent)?;
             if let Some(parent) = parent.filter(|parent| history.seen.insert(parent.0)) {
                 history.unread.push(parent);
             }
@@ -342,5 +344,14 @@ impl Marker {
             self.reach_node(store, &tree)?;
         }
         Ok(())
+    }
+}
+
+/// A parent, if it was not pruned.
+fn find_parent(objects: &ObjectIndex, id: &ObjectId) -> Result<Option<ObjectNo>, Refused> {
+    match objects.find(id) {
+        // What it names in turn can't be known.
+        None if objects.is_damaged(id) => Err(Refused::Corrupt),
+        found => Ok(found),
     }
 }

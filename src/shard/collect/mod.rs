@@ -37,12 +37,17 @@ use sweep::{Move, Sweep};
 
 pub use restate::{BEFORE_BYTES, Restated};
 
+/// Steps of marking in one turn.
+const STEPS_PER_TURN: usize = 4;
 /// Turns in which lanes were served between two steps.
 const BUSY_TURNS: u64 = 4;
 /// Least that the log grows by between two collections that nobody asked for, in bytes.
 const GROWTH_BYTES_MIN: u64 = 64 << 20;
 /// What happens to be in the way is tried again after so long, in nanoseconds.
-const RETRY_NS: u64 = 1_000_000_000;
+const RETRY_NS: u64 = 10_000_000_000;
+/// How long it waits before it asks again whether operations over several turns have ended, in
+/// nanoseconds.
+const HOLD_NS: u64 = 10_000_000;
 
 /// How a collection ended.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
@@ -94,6 +99,8 @@ enum Phase {
     Idle,
     Mark,
     Sweep(Sweep),
+    /// Segments are to be chosen that are emptied.
+    Choose,
     Restate(Restate),
     Move,
     /// What was said again and moved is on its way to the device.
@@ -104,8 +111,8 @@ enum Phase {
     Drop(Sequence),
     /// Reads that began before have to end: those with tickets up to this one.
     Remove(u64),
-    /// So many files are still to go.
-    Removing(usize),
+    /// These files are still to go.
+    Removing(Vec<SegmentNo>),
 }
 
 /// The collections of a shard.
@@ -117,8 +124,6 @@ pub struct Collector {
     /// What the I/O core reads for it, by its ticket.
     reading: Option<(u64, ObjectNo)>,
     moving: Move,
-    /// Of the segments that are emptied, so many are said to be gone.
-    dropped: usize,
     /// Segments below this one are told to say nothing any more.
     settled: SegmentNo,
     so_far: Collected,
@@ -126,6 +131,10 @@ pub struct Collector {
     waiting: Vec<Answer<Collected>>,
     /// Who asked while it was under way, and waits for the next one.
     asked: Vec<Answer<Collected>>,
+    /// Segments that had to be left: something in them can't be read.
+    left: Vec<SegmentNo>,
+    /// Bytes appended before this start since the last one.
+    carried: u64,
     /// Bytes appended when the last one ended, and what was needed then.
     appended_before: u64,
     needed_before: u64,
@@ -135,10 +144,12 @@ pub struct Collector {
 }
 
 impl Collector {
-    /// A collector of a shard that needs so many bytes of what it stores.
-    pub fn new(needed_bytes: u64) -> Self {
+    /// A collector of a shard that needs so many bytes of what it stores, and appended so many since the
+    /// last collection.
+    pub fn new(needed_bytes: u64, carried: u64) -> Self {
         Self {
             needed_before: needed_bytes,
+            carried,
             ..Self::default()
         }
     }
@@ -147,7 +158,11 @@ impl Collector {
     pub fn has_work(&self, now: u64) -> bool {
         let at_work = match self.phase {
             Phase::Idle => !self.asked.is_empty(),
-            Phase::Settle(_) | Phase::Drop(_) | Phase::Remove(_) | Phase::Removing(_) => false,
+            Phase::Settle(_)
+            | Phase::Say
+            | Phase::Drop(_)
+            | Phase::Remove(_)
+            | Phase::Removing(_) => false,
             _ => self.reading.is_none(),
         };
         at_work && now >= self.retry_at
@@ -155,8 +170,8 @@ impl Collector {
 
     /// When a step has to be tried again, if one has.
     pub fn deadline(&self) -> Option<u64> {
-        let waits = matches!(self.phase, Phase::Idle) && !self.asked.is_empty();
-        waits.then_some(self.retry_at)
+        let is_idle = matches!(self.phase, Phase::Idle) && self.asked.is_empty();
+        (!is_idle && self.retry_at > 0).then_some(self.retry_at)
     }
 
     /// Whether a collection is under way.
@@ -186,9 +201,6 @@ impl<D: Disk> Shard<D> {
     /// Takes a step of the collection under way, or begins one that is due; whether there was anything
     /// to do.
     pub(super) fn collect_some(&mut self, busy: bool) -> bool {
-        if (busy && !self.turns.is_multiple_of(BUSY_TURNS)) || self.now < self.collector.retry_at {
-            return false;
-        }
         let is_idle = matches!(self.collector.phase, Phase::Idle);
         if self.draining.is_some() || self.store.log.read_only().is_some() {
             if !is_idle || !self.collector.asked.is_empty() {
@@ -198,9 +210,27 @@ impl<D: Disk> Shard<D> {
             }
             return false;
         }
+        if (busy && !self.turns.is_multiple_of(BUSY_TURNS)) || self.now < self.collector.retry_at {
+            return false;
+        }
         if self.collector.reading.is_some() || (is_idle && !self.is_collection_due()) {
             return false;
         }
+        self.collector.retry_at = 0;
+        let mut worked = false;
+        for _ in 0..STEPS_PER_TURN {
+            if self.collector.reading.is_some() || !self.collect_once() {
+                break;
+            }
+            worked = true;
+            if !matches!(self.collector.phase, Phase::Mark) {
+                break;
+            }
+        }
+        worked
+    }
+
+    fn collect_once(&mut self) -> bool {
         let mut phase = std::mem::take(&mut self.collector.phase);
         let stepped = self.collect_step(&mut phase);
         self.collector.phase = phase;
@@ -224,11 +254,12 @@ impl<D: Disk> Shard<D> {
     fn is_collection_due(&self) -> bool {
         let Collector {
             asked,
+            carried,
             appended_before,
             needed_before,
             ..
         } = &self.collector;
-        let grown = self.counters().log_bytes.get() - appended_before;
+        let grown = self.counters().log_bytes.get() - appended_before + carried;
         !asked.is_empty() || grown >= GROWTH_BYTES_MIN.max(*needed_before)
     }
 
@@ -247,8 +278,12 @@ impl<D: Disk> Shard<D> {
                 Phase::Mark
             }
             Phase::Mark => {
-                if collector.marker.step(store, &mut collector.reader)? || store.holds > 0 {
+                if collector.marker.step(store, &mut collector.reader)? {
                     return Ok(true);
+                }
+                if store.holds > 0 {
+                    collector.retry_at = self.now + HOLD_NS;
+                    return Ok(false);
                 }
                 // Nothing is left to reach, and nothing can happen in between.
                 store.tables.objects.condemn();
@@ -262,8 +297,9 @@ impl<D: Disk> Shard<D> {
                 collector.so_far.objects = sweep.objects;
                 collector.complained = false;
                 store.tables.objects.end_round();
-                return Ok(self.begin_move(phase));
+                Phase::Choose
             }
+            Phase::Choose => return self.begin_move(phase),
             Phase::Restate(restate) => {
                 let more = restate.step(store);
                 self.flush_collection()?;
@@ -286,9 +322,12 @@ impl<D: Disk> Shard<D> {
                     store.log.sync_wanted(upto);
                     return Ok(false);
                 }
+                if !self.has_next_segment()? {
+                    return Ok(false);
+                }
+                let (store, collector) = (&mut self.store, &mut self.collector);
                 // The header of the segment that comes next says it.
                 store.log.settle(&mut store.disk, collector.settled);
-                collector.dropped = 0;
                 Phase::Say
             }
             Phase::Say => {
@@ -308,7 +347,7 @@ impl<D: Disk> Shard<D> {
                 }
                 Phase::Removing(self.remove_segments())
             }
-            Phase::Removing(0) => {
+            Phase::Removing(left) if left.is_empty() => {
                 *phase = Phase::Idle;
                 self.end_collection(CollectEnd::Done);
                 return Ok(true);
@@ -333,41 +372,63 @@ impl<D: Disk> Shard<D> {
         last
     }
 
+    /// Whether the log can begin another segment now. To end one without that would leave agents without
+    /// the room at its end.
+    fn has_next_segment(&mut self) -> Result<bool, Refused> {
+        match self.store.log.spare_failed() {
+            true => Err(Refused::NoSpace),
+            false => Ok(self.store.log.can_roll()),
+        }
+    }
+
     /// Begins to empty segments, if it pays; else the collection ends here.
-    fn begin_move(&mut self, phase: &mut Phase) -> bool {
+    fn begin_move(&mut self, phase: &mut Phase) -> Result<bool, Refused> {
+        if !self.has_next_segment()? {
+            return Ok(false);
+        }
         let (store, collector) = (&mut self.store, &mut self.collector);
         let states = store.log.segments();
         // The last one may still be appended to.
-        let sealed = states.split_last().map_or(states, |(_, before)| before);
-        collector.moving = Move::choose(sealed, store.restated_bytes());
+        let ended = states.split_last().map_or(states, |(_, before)| before);
+        collector.moving = Move::choose(ended, &collector.left, store.restated_bytes());
         if collector.moving.segments().is_empty() {
             *phase = Phase::Idle;
             self.end_collection(CollectEnd::Done);
-            return true;
+            return Ok(true);
         }
         store.log.end_segment(&mut store.disk);
         collector.settled = store.log.next_segment();
         *phase = Phase::Restate(store.begin_restate());
-        true
+        Ok(true)
     }
 
     /// Has the log say that the emptied segments are gone.
     fn say_dropped(&mut self) -> Result<(), Refused> {
         let (store, collector) = (&mut self.store, &mut self.collector);
-        while let Some(&segment) = collector.moving.segments().get(collector.dropped) {
-            // The footers of those before it may still be on their way.
-            if !store.log.can_drop(segment) {
-                return Err(Refused::Wait);
+        let mut said = Ok(());
+        for &segment in collector.moving.segments() {
+            let mut states = store.log.segments().iter();
+            let state = states.find(|state| state.segment == segment);
+            if state.is_none_or(|state| state.dropped.is_some()) {
+                continue;
             }
-            store.ready(0, false)?;
-            store.log.drop_segment(segment).map_err(refused)?;
-            collector.dropped += 1;
+            // The footer of the one before may still be on its way.
+            said = match store.log.can_drop(segment) {
+                true => store.ready(0, false),
+                false => Err(Refused::Wait),
+            };
+            if said.is_err() {
+                break;
+            }
+            said = store.log.drop_segment(segment).map(|_| ()).map_err(refused);
         }
-        self.flush_collection()
+        // What is said has to be there before the next step says more.
+        self.flush_collection()?;
+        said
     }
 
-    /// Has the files removed; how many.
-    fn remove_segments(&mut self) -> usize {
+    /// Has the files removed; which.
+    fn remove_segments(&mut self) -> Vec<SegmentNo> {
         let (store, collector) = (&mut self.store, &mut self.collector);
         for &segment in collector.moving.segments() {
             let states = store.log.segments();
@@ -375,13 +436,16 @@ impl<D: Disk> Shard<D> {
             collector.so_far.bytes += state.map_or(0, |state| u64::from(state.data_end));
             store.log.remove(&mut store.disk, segment);
         }
-        collector.moving.segments().len()
+        collector.moving.segments().to_vec()
     }
 
     /// A file is gone, or stays until the next start.
-    pub(super) fn removed_by_collection(&mut self, good: bool) {
-        if let Phase::Removing(left) = &mut self.collector.phase {
-            *left -= 1;
+    pub(super) fn removed_by_collection(&mut self, segment: SegmentNo, good: bool) {
+        let Phase::Removing(left) = &mut self.collector.phase else {
+            return;
+        };
+        if let Some(at) = left.iter().position(|&other| other == segment) {
+            left.swap_remove(at);
             self.collector.so_far.segments += u64::from(good);
         }
     }
@@ -418,7 +482,14 @@ impl<D: Disk> Shard<D> {
             Ok(()) => self.collector.reader.take(&mut self.store, object, buffer),
             Err(error) => {
                 tracing::warn!(shard = self.options.no.0, %error, "a collection could not read an object");
-                self.end_collection(CollectEnd::Unreadable);
+                match self.collector.phase {
+                    // What can't be read is not moved.
+                    Phase::Move => {
+                        let segment = self.store.tables.objects.get(object).at.segment;
+                        self.collector.moving.leave(segment);
+                    }
+                    _ => self.end_collection(CollectEnd::Unreadable),
+                }
             }
         }
         self.store.unpin(object);
@@ -442,8 +513,12 @@ impl<D: Disk> Shard<D> {
         store.restating = None;
         collector.phase = Phase::Idle;
         collector.so_far.end = end;
-        collector.so_far.moved_bytes = std::mem::take(&mut collector.moving).bytes;
+        let moving = std::mem::take(&mut collector.moving);
+        collector.so_far.moved_bytes = moving.bytes;
+        collector.left.extend(moving.left());
         collector.marker = Marker::default();
+        collector.reader = Reader::default();
+        collector.carried = 0;
         let so_far = std::mem::take(&mut collector.so_far);
         for answer in collector.waiting.drain(..) {
             answer.give(so_far);

@@ -14,6 +14,8 @@ use crate::shard::store::{Refused, Store};
 
 /// Objects looked at in one turn.
 const OBJECTS_PER_TURN: u32 = 4096;
+/// Objects given up in one turn.
+const GIVEN_UP_PER_TURN: u64 = 128;
 /// Bytes moved in one turn, but for the object that passes this.
 const MOVED_BYTES_PER_TURN: usize = 64 << 10;
 /// A segment of which at most one in so many bytes is needed is emptied.
@@ -34,14 +36,16 @@ impl Sweep {
     pub fn step<D: Disk>(&mut self, store: &mut Store<D>) -> bool {
         let last = store.tables.objects.numbers();
         let until = last.min(self.next + OBJECTS_PER_TURN);
-        for no in (self.next..until).map(ObjectNo) {
+        let given_up = self.objects;
+        while self.next < until && self.objects - given_up < GIVEN_UP_PER_TURN {
+            let no = ObjectNo(self.next);
             if store.tables.objects.is_unreached(no) {
                 store.give_up(no);
                 self.objects += 1;
             }
+            self.next += 1;
         }
-        self.next = until;
-        until < last
+        self.next < last
     }
 }
 
@@ -60,6 +64,7 @@ impl<D: Disk> Store<D> {
 pub struct Move {
     /// In order.
     segments: Vec<SegmentNo>,
+    left: Vec<SegmentNo>,
     next: u32,
     moved: Vec<Moved>,
     /// Bytes moved.
@@ -78,10 +83,20 @@ struct Moved {
 impl Move {
     /// Takes the segments of which least is needed, as long as that pays: what they give back is more than
     /// what is written for it, `restated_bytes` of records beside what is moved.
-    pub fn choose(states: &[SegmentState], restated_bytes: u64) -> Self {
+    ///
+    /// `left` are those that an earlier collection had to leave. One that follows a segment without a footer
+    /// can't be dropped: nothing would say where that one ended. Those that are said to be gone already
+    /// cost nothing.
+    pub fn choose(states: &[SegmentState], left: &[SegmentNo], restated_bytes: u64) -> Self {
+        let mut sealed_before = true;
         let worth = |state: &&SegmentState| {
+            let follows_sealed = sealed_before;
+            if state.dropped.is_some() {
+                return true;
+            }
+            sealed_before = state.sealed;
             let live = state.live_bytes().saturating_mul(LIVE_SHARE);
-            state.dropped.is_none() && live <= u64::from(state.data_end)
+            follows_sealed && live <= u64::from(state.data_end) && !left.contains(&state.segment)
         };
         let mut found: Vec<_> = states.iter().filter(worth).collect();
         found.sort_by_key(|state| state.live_bytes());
@@ -101,6 +116,17 @@ impl Move {
             segments,
             ..Self::default()
         }
+    }
+
+    /// Leaves a segment as it is: something in it can't be read.
+    pub fn leave(&mut self, segment: SegmentNo) {
+        self.segments.retain(|other| *other != segment);
+        self.left.push(segment);
+    }
+
+    /// Segments that were left.
+    pub fn left(&self) -> &[SegmentNo] {
+        &self.left
     }
 
     /// Segments that are empty, once [`Move::step`] says that nothing is left to do.
@@ -125,7 +151,9 @@ impl Move {
             let no = ObjectNo(self.next);
             let object = store.tables.objects.get(no);
             let (at, id, kind, kept) = (object.at, object.id, object.kind, object.kept);
-            if object.is_needed() && self.segments.binary_search(&at.segment).is_ok() {
+            // One that is only held back for a read goes with the read.
+            let needed = object.kept || object.references > object.pins;
+            if needed && self.segments.binary_search(&at.segment).is_ok() {
                 match reader.bytes(store, no) {
                     Ok(stored) => {
                         store.ready(stored.len(), false)?;
@@ -141,14 +169,14 @@ impl Move {
                             to,
                         });
                         bytes += stored.len();
+                        self.bytes += stored.len() as u64;
                     }
-                    Err(Refused::Corrupt) => self.segments.retain(|other| *other != at.segment),
+                    Err(Refused::Corrupt) => self.leave(at.segment),
                     Err(refused) => return Err(refused),
                 }
             }
             self.next += 1;
         }
-        self.bytes += bytes as u64;
         Ok(self.next < last)
     }
 
