@@ -63,7 +63,11 @@ impl<D: Disk> Store<D> {
         let Some((id, bytes)) = found else {
             return Ok(None);
         };
-        let object = self.tables.objects.find_named(&id).ok_or(Refused::Corrupt)?;
+        let object = self
+            .tables
+            .objects
+            .find_named(&id)
+            .ok_or(Refused::Corrupt)?;
         let value = Value {
             object: object.0,
             bytes,
