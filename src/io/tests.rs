@@ -785,3 +785,145 @@ fn queued_syncs_share_one_and_a_failed_one_is_final() {
     let footer = file::path(directory.path(), SEGMENT).metadata().unwrap();
     assert_eq!(footer.len(), 0);
 }
+
+/// Descriptors of this process for files of a directory that were deleted.
+fn deleted_in(directory: &Path) -> usize {
+    let links = std::fs::read_dir("/proc/self/fd").unwrap();
+    let targets = links.filter_map(|link| std::fs::read_link(link.ok()?.path()).ok());
+    let deleted = targets.filter(|target| {
+        let target = target.to_string_lossy();
+        target.starts_with(&*directory.to_string_lossy()) && target.ends_with("(deleted)")
+    });
+    deleted.count()
+}
+
+/// Reads that were asked for before get their bytes; then the file is gone, and its room with it.
+#[test]
+fn a_file_is_removed_behind_the_reads_that_are_under_way() {
+    check(1, |rig| {
+        const READS: u64 = 24;
+        let bytes: Vec<u8> = (0..200_000u32).map(|n| (n / 9) as u8).collect();
+        rig.create(0, SEGMENT, 256 << 10);
+        rig.disks[0].write_at(SEGMENT, 0, &bytes).unwrap();
+        rig.sync(0, SEGMENT);
+        rig.make_cold(0, SEGMENT);
+        for ticket in 0..READS {
+            let request = read(ticket, SEGMENT, ticket as u32 * 1000, 100_000);
+            rig.disks[0].submit(request).unwrap();
+        }
+        let remove = || IoRequest::Remove { segment: SEGMENT };
+        rig.disks[0].submit(remove()).unwrap();
+        assert_eq!(rig.disks[0].resident(at(SEGMENT, 0, 10)), None);
+        assert!(rig.disks[0].write_at(SEGMENT, 0, b"late").is_err());
+        for wanted in 0..READS {
+            let IoReply::Read {
+                ticket,
+                buffer,
+                result,
+            } = rig.wait(0)
+            else {
+                panic!("removed before read {wanted} was answered");
+            };
+            assert_eq!((ticket, result), (wanted, Ok(())));
+            assert!(buffer == bytes[wanted as usize * 1000..][..100_000]);
+        }
+        let (segment, result) = (SEGMENT, Ok(()));
+        assert_eq!(rig.wait(0), IoReply::Removed { segment, result });
+        assert!(!rig.file(0, SEGMENT).exists());
+        let start = Instant::now();
+        while deleted_in(rig.directory.path()) > 0 {
+            assert!(start.elapsed() < LOST, "a descriptor keeps the room");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        // What comes too late is told so.
+        for request in [remove(), read(99, SEGMENT, 0, 10)] {
+            let reply = rig.ask(0, request);
+            let (IoReply::Removed { result, .. } | IoReply::Read { result, .. }) = reply else {
+                panic!("{reply:?}");
+            };
+            assert!(matches!(result, Err(DiskError::Os { errno, .. }) if errno == libc::ENOENT));
+        }
+        rig.create(0, SegmentNo(2), 4096);
+    });
+}
+
+/// The same through a log, and read back from its directory.
+#[test]
+fn a_log_on_files_gives_dropped_segments_back() {
+    use crate::id::{AgentNo, BranchNo, ShardNo};
+    use crate::segment::{
+        Directory, Head, Log, LogConfig, LogEvent, LogId, LogStart, ObjectKind, Record, recover,
+    };
+    check(1, |rig| {
+        let config = LogConfig {
+            shard: ShardNo(0),
+            log_id: LogId(5),
+            segment_bytes: 128 << 10,
+            buffer_bytes: 128 << 10,
+        };
+        let mut log = Log::new(config, LogStart::empty());
+        let until = |rig: &mut Rig, log: &mut Log, wanted: &dyn Fn(&Log, &LogEvent) -> bool| {
+            loop {
+                log.drive(&mut rig.disks[0]);
+                let reply = rig.wait(0);
+                let event = log.on_reply(reply);
+                if wanted(log, &event) {
+                    break;
+                }
+            }
+        };
+        let value = vec![7; 40_000];
+        let put = Head::Put {
+            agent: AgentNo(0),
+            branch: BranchNo(0),
+            key: b"key",
+            kind: ObjectKind::Blob,
+            id: ObjectKind::Blob.id_of(&value),
+            value_bytes: 40_000,
+        };
+        let record = Record {
+            head: put,
+            payload: Some(&value),
+        };
+        for _ in 0..9 {
+            while log.ready(record.record_bytes()).is_err() {
+                log.flush(&mut rig.disks[0]).unwrap();
+                until(rig, &mut log, &|log, _| {
+                    log.ready(record.record_bytes()).is_ok()
+                });
+            }
+            log.append(&record).unwrap();
+            log.flush(&mut rig.disks[0]).unwrap();
+        }
+        log.end_segment(&mut rig.disks[0]);
+        until(rig, &mut log, &|log, _| {
+            log.is_sealed() && log.ready(100).is_ok()
+        });
+        let first = log.next_segment();
+        log.append(&put.into()).unwrap();
+        log.flush(&mut rig.disks[0]).unwrap();
+        log.sync_wanted(log.last());
+        until(rig, &mut log, &|log, _| log.synced() == log.last());
+        log.settle(&mut rig.disks[0], first);
+        until(rig, &mut log, &|log, _| {
+            log.is_sealed() && log.ready(100).is_ok()
+        });
+        let dropped = log.drop_segment(SegmentNo(2)).unwrap().sequence;
+        log.flush(&mut rig.disks[0]).unwrap();
+        log.sync_wanted(dropped);
+        until(rig, &mut log, &|log, _| log.synced() >= dropped);
+        assert!(rig.file(0, SegmentNo(2)).exists());
+        log.remove(&mut rig.disks[0], SegmentNo(2));
+        until(rig, &mut log, &|_, event| {
+            matches!(event, LogEvent::Removed { result: Ok(()), .. })
+        });
+        assert!(!rig.file(0, SegmentNo(2)).exists());
+        let mut files = Directory::new(rig.directory.path().join("0"));
+        let mut records = 0;
+        let recovered = recover(&mut files, ShardNo(0), &mut |_| records += 1).unwrap();
+        assert_eq!((recovered.start.settled, records), (first, 6 + 1 + 1));
+        let numbers = recovered.start.segments.iter().map(|state| state.segment.0);
+        assert_eq!(numbers.collect::<Vec<_>>(), [1, 3, 4, 5]);
+        assert_eq!(recovered.start.segments[2].segment, first);
+    });
+}

@@ -433,7 +433,8 @@ impl Tables {
         let mut freed = Freed::new();
         self.release(no, &mut freed);
         for (no, at) in freed {
-            if self.missing.remove(&no.0).is_some() {
+            self.missing.remove(&no.0);
+            if at == NOWHERE {
                 continue;
             }
             *self.dead.entry(at.segment).or_default() += moved_bytes(at.bytes);
