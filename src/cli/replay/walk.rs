@@ -225,7 +225,7 @@ mod tests {
         now: HashMap<u32, u32>,
         made: Vec<HashMap<u32, u32>>,
         seen: HashSet<(u32, u32)>,
-        deeds: [u32; 5],
+        deeds: [u32; 6],
     }
 
     impl Model {
@@ -273,6 +273,15 @@ mod tests {
                     detour.theirs.iter().for_each(|put| self.write(*put));
                     self.made.push(self.now.clone());
                     2
+                }
+                Deed::Superpose { candidates, choice } => {
+                    candidates.iter().for_each(|put| self.new(*put));
+                    if let Some(choice) = choice {
+                        let put = candidates[*choice];
+                        self.now.insert(put.slot, put.version);
+                        self.made.push(self.now.clone());
+                    }
+                    5
                 }
                 Deed::LookBack { to, found } => {
                     self.find(&self.history()[*to], *found);
