@@ -142,6 +142,8 @@ number!(/// An agent within its shard, given at creation, stored in records, nev
     AgentNo(u32));
 number!(/// A branch or a fork within its agent; of branches never reused, stored in records.
     BranchNo(u32));
+number!(/// A superposition within its agent, stored in records, never reused.
+    SetNo(u32));
 number!(/// A segment file within its shard, counted from 1 in the order of the log.
     SegmentNo(u32));
 number!(/// An attached process, for the life of one runtime; never reused.

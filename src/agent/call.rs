@@ -14,6 +14,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::agent::malformed::Malformed;
+use crate::agent::set_call::SetCall;
 use crate::id::{AGENT_NAME_BYTES_MAX, KEY_BYTES_MAX, OBJECT_ID_BYTES, ObjectId, Retention};
 
 /// Longest name of a branch or a tag, in bytes.
@@ -213,6 +214,8 @@ pub enum Call<'a> {
         #[serde(borrow)]
         bytes: &'a [u8],
     },
+    /// About superpositions.
+    Superposition(#[serde(borrow)] SetCall<'a>),
 }
 
 impl<'a> Call<'a> {
@@ -248,6 +251,7 @@ impl<'a> Call<'a> {
             | Self::Keep { .. }
             | Self::Merge { .. }
             | Self::CheckpointAs { .. } => ANSWER_BYTES_MAX,
+            Self::Superposition(call) if call.has_one_answer() => ANSWER_BYTES_MAX,
             _ => 0,
         }
     }
@@ -262,6 +266,7 @@ impl<'a> Call<'a> {
             | Self::Rename { name }
             | Self::Keep { name }
             | Self::Tag { name, .. } => check_name(name),
+            Self::Superposition(call) => call.check_names(),
             _ => Ok(()),
         }
     }
@@ -468,6 +473,7 @@ const _: () = assert!(NAME_BYTES_MAX <= KEY_BYTES_MAX && AGENT_NAME_BYTES_MAX <=
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::agent::set_call::Choice;
     use proptest::prelude::*;
 
     #[test]
@@ -497,6 +503,19 @@ mod tests {
                 pairs: &[],
                 expect: Some(None),
             },
+            Call::Superposition(SetCall::Create {
+                name: "tries",
+                half_life_ms: 60_000,
+                ttl_ms: 0,
+                bound: 0.5f64.to_le_bytes(),
+            }),
+            Call::Superposition(SetCall::Collapse {
+                set: 3,
+                choice: Choice::Drawn { seed: u64::MAX },
+                into: Some("main"),
+                expect: None,
+                force: false,
+            }),
         ];
         for call in calls {
             let mut bytes = Vec::new();

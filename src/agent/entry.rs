@@ -479,6 +479,16 @@ byte_enum! {
         InUse = 22,
         /// The metadata is too large or malformed.
         BadMetadata = 23,
+        /// The agent has no such superposition; it may have ended by itself.
+        NoSuchSet = 32,
+        /// The superposition has no such candidate.
+        NoSuchCandidate = 33,
+        /// A weight or bound that is not a number from 0 to 1e15.
+        BadWeight = 34,
+        /// Every candidate weighs 0: none can be drawn.
+        NothingToDraw = 35,
+        /// There are as many as there may be: word 2 says how many.
+        LimitReached = 36,
         /// The bytes are no checkpoint of the fork's state; the completion's id is the fork's tree.
         WrongState = 40,
     }

@@ -30,6 +30,7 @@ pub mod layout;
 pub mod malformed;
 pub mod packed;
 pub mod server_lane;
+pub mod set_call;
 pub mod socket;
 
 #[cfg(test)]

@@ -8,7 +8,8 @@
 //! SOSP '23): new entries go to a small queue of a tenth of the bytes; those touched twice there
 //! go on to the main queue, the rest leave and are remembered for a while (`ghost.rs`); an object
 //! that is remembered enters the main queue at once. The main queue gives each entry one more
-//! round per touch, up to three. One scan thus displaces a tenth.
+//! round per touch, up to three. One scan thus displaces a tenth. Beside both, an eighth of the bytes is
+//! for groups of entries that leave together (`groups.rs`).
 //!
 //! Invariants
 //! - `bytes_used <= bytes_capacity`, at every return.
@@ -21,12 +22,17 @@
 //! the bytes given, is set aside first. Entry slots once used stay: were a cache full of tiny
 //! values and then of large ones, it would hold up to 9% above its charge.
 
+mod groups;
+
 use std::io;
 
 use memmap2::{Advice, MmapMut};
 
 use crate::cache::ghost::Ghost;
 use crate::cache::hint;
+use groups::{GROUPS_SHARE, Groups};
+
+pub use groups::{GROUPS_MAX, GroupNo};
 
 /// Bytes of value in a block.
 pub const BLOCK_BYTES: usize = 256;
@@ -60,6 +66,7 @@ enum Place {
     Free,
     Small,
     Main,
+    Group,
 }
 
 /// Half a cache line, and never on two.
@@ -76,6 +83,8 @@ struct Entry {
     newer: u32,
     touches: u8,
     place: Place,
+    /// In an entry of a group: which.
+    group: u16,
 }
 
 /// A FIFO through the entries.
@@ -84,6 +93,14 @@ struct Queue {
     oldest: u32,
     newest: u32,
     bytes: usize,
+}
+
+impl Queue {
+    const EMPTY: Self = Self {
+        oldest: NONE,
+        newest: NONE,
+        bytes: 0,
+    };
 }
 
 /// A shard's values in memory.
@@ -97,6 +114,7 @@ pub struct L2 {
     free_entry: u32,
     small: Queue,
     main: Queue,
+    groups: Groups,
     ghost: Ghost,
     len: usize,
     bytes_capacity: usize,
@@ -109,30 +127,27 @@ impl L2 {
         // What the main queue can hold of values of one block: the span of the paper's ghost.
         let span = (bytes - bytes / SMALL_SHARE) / (BLOCK_CHARGE + ENTRY_CHARGE);
         let span = u32::try_from(span).unwrap_or(NONE);
-        let bytes_capacity = bytes.saturating_sub(Ghost::bytes(span));
+        let bytes_all = bytes.saturating_sub(Ghost::bytes(span));
         // A block and an entry are numbered by 32 bits: 1 TiB per shard.
-        let block_count = (bytes_capacity / BLOCK_CHARGE).min(NONE as usize);
-        let entry_count = bytes_capacity / (BLOCK_CHARGE + ENTRY_CHARGE);
+        let block_count = (bytes_all / BLOCK_CHARGE).min(NONE as usize);
+        let entry_count = bytes_all / (BLOCK_CHARGE + ENTRY_CHARGE);
+        let group_bytes = bytes_all / GROUPS_SHARE;
         let arena = MmapMut::map_anon((block_count * BLOCK_BYTES).max(1))?;
         // A hint: with large pages a value costs one TLB entry, not one per block. Refused or
         // not supported, all works the same.
         let _ = arena.advise(Advice::HugePage);
-        let queue = || Queue {
-            oldest: NONE,
-            newest: NONE,
-            bytes: 0,
-        };
         Ok(Self {
             arena,
             next: Vec::with_capacity(block_count),
             free_block: NONE,
             entries: Vec::with_capacity(entry_count),
             free_entry: NONE,
-            small: queue(),
-            main: queue(),
+            small: Queue::EMPTY,
+            main: Queue::EMPTY,
+            groups: Groups::new(group_bytes),
             ghost: Ghost::new(span)?,
             len: 0,
-            bytes_capacity,
+            bytes_capacity: bytes_all - group_bytes,
         })
     }
 
@@ -168,6 +183,7 @@ impl L2 {
             newer: NONE,
             touches: 0,
             place,
+            group: 0,
         };
         let no = self.place(entry);
         self.link(no, place);
@@ -262,7 +278,7 @@ impl L2 {
         }
     }
 
-    /// The charge of all values in the cache.
+    /// The charge of all values in the cache, but for those of groups.
     #[must_use]
     pub fn bytes_used(&self) -> usize {
         self.small.bytes + self.main.bytes
@@ -394,35 +410,51 @@ impl L2 {
 
     /// Appends an entry, which is in no queue, as the newest of one.
     fn link(&mut self, no: u32, place: Place) {
-        let queue = match place {
-            Place::Main => &mut self.main,
-            _ => &mut self.small,
-        };
+        let entry = &self.entries[no as usize];
+        let bytes = charge(entry.value_bytes as usize);
+        let queue = self.queue(place, entry.group);
         let older = std::mem::replace(&mut queue.newest, no);
+        queue.bytes += bytes;
+        if older == NONE {
+            queue.oldest = no;
+        } else {
+            self.entries[older as usize].newer = no;
+        }
+        if place == Place::Group {
+            self.groups.charge(bytes);
+        }
         let entry = &mut self.entries[no as usize];
         (entry.older, entry.newer, entry.place) = (older, NONE, place);
-        queue.bytes += charge(entry.value_bytes as usize);
-        match self.entries.get_mut(older as usize) {
-            Some(entry) => entry.newer = no,
-            None => queue.oldest = no,
-        }
     }
 
     fn unlink(&mut self, no: u32) {
         let entry = &self.entries[no as usize];
         let (older, newer, place) = (entry.older, entry.newer, entry.place);
-        let queue = match place {
+        let bytes = charge(entry.value_bytes as usize);
+        let queue = self.queue(place, entry.group);
+        queue.bytes -= bytes;
+        if older == NONE {
+            queue.oldest = newer;
+        }
+        if newer == NONE {
+            queue.newest = older;
+        }
+        if let Some(entry) = self.entries.get_mut(older as usize) {
+            entry.newer = newer;
+        }
+        if let Some(entry) = self.entries.get_mut(newer as usize) {
+            entry.older = older;
+        }
+        if place == Place::Group {
+            self.groups.refund(bytes);
+        }
+    }
+
+    fn queue(&mut self, place: Place, group: u16) -> &mut Queue {
+        match place {
+            Place::Group => self.groups.queue(GroupNo(group)),
             Place::Main => &mut self.main,
             _ => &mut self.small,
-        };
-        queue.bytes -= charge(entry.value_bytes as usize);
-        match self.entries.get_mut(older as usize) {
-            Some(entry) => entry.newer = newer,
-            None => queue.oldest = newer,
-        }
-        match self.entries.get_mut(newer as usize) {
-            Some(entry) => entry.older = older,
-            None => queue.newest = older,
         }
     }
 }

@@ -291,3 +291,71 @@ fn measure_gets() {
         println!("get of 1 KiB, prefetch {depth} ahead: {ns:.0} ns mean ({sum})");
     }
 }
+
+/// What is in groups is beside S3-FIFO: it takes nothing from there, whatever is done with it.
+#[test]
+fn groups_leave_as_a_whole_and_take_nothing_of_others() {
+    for seed in 0..4 {
+        println!("seed {seed}");
+        let mut random = Random(seed);
+        let mut l2 = L2::new(200_000).unwrap();
+        let mut table = Table::default();
+        // It is full, so that whatever needs room takes it from somebody.
+        for object in 0..300 {
+            table.access(&mut l2, object, &[object as u8; 1000]);
+        }
+        assert!(l2.bytes_used() > l2.bytes_capacity() - 2_000);
+        let (used, len) = (l2.bytes_used(), l2.len());
+        // By group: object, entry and value of each.
+        let mut model: Vec<Vec<(u32, EntryNo, Vec<u8>)>> = vec![Vec::new(); GROUPS_MAX];
+        let mut next = 1000;
+        for _ in 0..4_000 {
+            let group = random.below(5) * 50;
+            let no = GroupNo(group as u16);
+            match random.below(8) {
+                0 => {
+                    let mut gone = Vec::new();
+                    l2.evict_group(no, &mut |object| gone.push(object));
+                    let wanted = std::mem::take(&mut model[group]);
+                    assert!(gone.iter().eq(wanted.iter().map(|(object, ..)| object)));
+                }
+                1 if !model[group].is_empty() => {
+                    let at = random.below(model[group].len());
+                    let (_, entry, _) = model[group].remove(at);
+                    l2.remove(entry);
+                }
+                _ => {
+                    let value = vec![next as u8; random.below(3_000)];
+                    let before = l2.group_bytes();
+                    let entry = l2.insert_grouped(no, next, mix(u64::from(next)), &value);
+                    let fits = before + charge(value.len()) <= l2.group_bytes_capacity();
+                    assert_eq!(entry.is_some(), fits);
+                    model[group].extend(entry.map(|entry| (next, entry, value)));
+                    next += 1;
+                }
+            }
+            let mut bytes = 0;
+            for (object, entry, value) in model.iter().flatten() {
+                bytes += charge(value.len());
+                assert!(l2.is_grouped(*entry), "{object}");
+            }
+            assert_eq!(l2.group_bytes(), bytes);
+            assert!(bytes <= l2.group_bytes_capacity());
+            let count = model.iter().map(Vec::len).sum::<usize>();
+            assert_eq!((l2.bytes_used(), l2.len()), (used, len + count));
+        }
+        for (_, entry, value) in model.iter().flatten() {
+            assert_eq!(l2.get(*entry).collect::<Vec<_>>().concat(), *value);
+        }
+        // Somebody else's use takes an entry out; then others may go for it.
+        let (object, entry, value) = model.iter_mut().find_map(Vec::pop).unwrap();
+        let mut evicted = |gone: u32| assert!(table.entries.remove(&gone).is_some());
+        l2.ungroup(entry, &mut evicted);
+        assert!(!l2.is_grouped(entry));
+        table.entries.insert(object, entry);
+        assert!(table.access(&mut l2, object, &value));
+        assert!(l2.bytes_used() <= l2.bytes_capacity());
+        assert_eq!(l2.insert_grouped(GroupNo(1), 1, 1, &[0; 60_000]), None);
+        assert!(!l2.may_group(60_000) && l2.may_group(1_000));
+    }
+}

@@ -8,6 +8,7 @@
 //! - a window never yields bytes other than the last value filled in for the key asked for, and
 //!   nothing at all once that was invalidated: see `window_writer.rs` for the argument.
 //! - L2 holds at most the bytes it was made with, counted per block and entry.
+//! - an entry of a group is never the reason for another's leaving.
 //! - nothing is allocated after construction, but for a window's shadow at its first fill.
 //!
 //! Cost, in 64-byte cache lines of memory that may be cold, no system calls:
@@ -20,6 +21,7 @@
 //! | window fill | the same, and per extent overtaken: shadow 1-2, set 1 |
 //! | L2 hit of 1 KiB | entry 1, chain 1-4, data 16 |
 //! | L2 insert | entry 1, ghost 1, queue ends 2, chain and data; per entry evicted: 3 |
+//! | L2 insert into a group | entry 1, queue end 1, chain and data |
 
 mod ghost;
 mod hint;
@@ -32,6 +34,6 @@ mod l2_tests;
 #[cfg(test)]
 mod window_tests;
 
-pub use l2::{Chunks, EntryNo, L2};
+pub use l2::{Chunks, EntryNo, GROUPS_MAX, GroupNo, L2};
 pub use window::{Hit, WindowError, WindowReader, hash_key, in_view};
 pub use window_writer::WindowWriter;

@@ -11,6 +11,7 @@ use crate::cache::WindowError;
 use crate::client::versions::MergeConflict;
 use crate::id::{OBJECT_ID_BYTES, ObjectId};
 use crate::shared::SharedError;
+use crate::state::superposition::BadWeight;
 
 /// A request that was not carried out, or a runtime that can't be reached.
 #[derive(Debug, thiserror::Error)]
@@ -77,6 +78,24 @@ pub enum ClientError {
         "these bytes are no checkpoint of the fork's state: rebuild it from its parent, or get an undamaged copy"
     )]
     WrongState,
+    /// The agent has no such superposition: it was collapsed or released, perhaps by itself.
+    #[error("the agent has no such superposition, or it has ended; list its superpositions")]
+    NoSuchSuperposition,
+    /// The superposition has no such candidate.
+    #[error("the superposition has no such candidate; list its candidates")]
+    NoSuchCandidate,
+    /// A weight or a bound that is not one.
+    #[error(transparent)]
+    BadWeight(#[from] BadWeight),
+    /// None can be drawn, as every candidate weighs 0 or there is none.
+    #[error("no candidate weighs anything; give one a weight, or choose by number")]
+    NothingToDraw,
+    /// There are as many as there may be; nothing was done.
+    #[error("there are {most} already, and may be no more; release or collapse one first")]
+    LimitReached {
+        /// As many as there may be.
+        most: u64,
+    },
     /// The disk is full; nothing was written.
     #[error("the disk of the data directory is full; free space and retry")]
     NoSpace,
@@ -244,6 +263,13 @@ impl ClientError {
             },
             Status::BadMetadata => Self::BadMetadata,
             Status::WrongState => Self::WrongState,
+            Status::NoSuchSet => Self::NoSuchSuperposition,
+            Status::NoSuchCandidate => Self::NoSuchCandidate,
+            Status::BadWeight => BadWeight.into(),
+            Status::NothingToDraw => Self::NothingToDraw,
+            Status::LimitReached => Self::LimitReached {
+                most: completion.value_bytes,
+            },
         })
     }
 }

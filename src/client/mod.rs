@@ -18,14 +18,19 @@ mod lane;
 mod pipeline;
 mod reply;
 mod session;
+mod superposition;
 mod versions;
 
 pub use crate::agent::call::{DiffCounts, Policy, Revision};
+pub use crate::agent::set_call::Choice;
 pub use error::ClientError;
 pub use lane::Lane;
 pub use pipeline::{MultiValue, read_stats};
 pub use reply::{Expect, Found, Page, PutOptions, Reply, ScannedKey, Stat, Ticket, Written};
 pub use session::{Attach, AttachedLane, Connection, Session};
+pub use superposition::{
+    CandidateInfo, CollapseOptions, Collapsed, NewSuperposition, SuperpositionInfo,
+};
 pub use versions::{
     BranchInfo, Checkpointed, KeyDifference, Listed, LogEntry, LogPage, MergeConflict, Merged,
     NewCheckpoint, On, ValueRef,

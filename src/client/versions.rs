@@ -482,17 +482,17 @@ impl Lane {
         })
     }
 
-    fn ask_nothing(&mut self, call: &Call<'_>) -> Result<(), ClientError> {
+    pub(super) fn ask_nothing(&mut self, call: &Call<'_>) -> Result<(), ClientError> {
         self.ask(call, None, 0, |_, _| Ok(()))
     }
 
-    fn ask_branch(&mut self, call: &Call<'_>) -> Result<BranchInfo, ClientError> {
+    pub(super) fn ask_branch(&mut self, call: &Call<'_>) -> Result<BranchInfo, ClientError> {
         self.ask(call, None, ITEM_BYTES, |_, answer| {
             one(answer).map(branch_info)
         })
     }
 
-    fn ask_list<T>(
+    pub(super) fn ask_list<T>(
         &mut self,
         call: &Call<'_>,
         read: impl FnOnce(&[u8]) -> Result<Vec<T>, ClientError>,
@@ -537,7 +537,7 @@ impl Lane {
 }
 
 /// Reads each item of an answer.
-fn all<'a, W: Deserialize<'a>, T>(
+pub(super) fn all<'a, W: Deserialize<'a>, T>(
     answer: &'a [u8],
     read: impl Fn(W) -> Result<T, ClientError>,
 ) -> Result<Vec<T>, ClientError> {
@@ -560,7 +560,7 @@ fn encode_pairs(pairs: &[(&str, &str)]) -> Result<Vec<u8>, ClientError> {
     Ok(encoded)
 }
 
-fn expected(expect: Option<Option<ObjectId>>) -> Option<Option<Id>> {
+pub(super) fn expected(expect: Option<Option<ObjectId>>) -> Option<Option<Id>> {
     expect.map(|head| head.map(|id| *id.as_bytes()))
 }
 

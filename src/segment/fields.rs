@@ -8,11 +8,11 @@
 //!   and everything else is refused, so that a later version may give it a meaning.
 
 use crate::id::{AGENT_NAME_BYTES_MAX, VALUE_BYTES_MAX};
-use crate::id::{AgentNo, BranchNo, ObjectId, Retention, SegmentNo};
+use crate::id::{AgentNo, BranchNo, ObjectId, Retention, SegmentNo, SetNo};
 
 use super::Sequence;
 use super::format::BRANCH_NAME_BYTES_MAX;
-use super::record::{Head, ObjectKind};
+use super::record::{Collapse, Head, ObjectKind};
 
 const KIND_AGENT: u8 = 1;
 const KIND_PUT: u8 = 2;
@@ -27,6 +27,16 @@ const KIND_RETENTION: u8 = 10;
 const KIND_ADOPTED: u8 = 11;
 const KIND_HOT: u8 = 12;
 const KIND_DROPPED: u8 = 13;
+const KIND_SET: u8 = 14;
+const KIND_CANDIDATE: u8 = 15;
+const KIND_SET_GONE: u8 = 16;
+
+/// Numbers before the name of a set: branch, half-life, time to live, bound.
+pub(super) const SET_NUMBERS_BYTES: usize = 28;
+/// Behind a candidate's tree: its number, its weight.
+pub(super) const CANDIDATE_NUMBERS_BYTES: usize = 12;
+/// Behind a collapse's tree: the branch.
+pub(super) const COLLAPSE_NUMBERS_BYTES: usize = 4;
 
 const RULE_ALL: u8 = 0;
 const RULE_LAST: u8 = 1;
@@ -70,19 +80,43 @@ pub(super) struct Fields<'a> {
     /// The id, and one that counts as the beginning of the key; in what was read that is still there.
     pub(super) ids: [Option<ObjectId>; 2],
     pub(super) key: &'a [u8],
+    /// Numbers that count as a part of the key, between the tree and the rest; in what was read they are
+    /// still there.
+    pub(super) numbers: [u8; SET_NUMBERS_BYTES],
+    pub(super) number_bytes: usize,
 }
 
 impl<'a> Fields<'a> {
+    pub(super) const NONE: Self = Self {
+        kind: 0,
+        flags: 0,
+        owner: 0,
+        value_bytes: 0,
+        payload_bytes: 0,
+        ids: [None; 2],
+        key: &[],
+        numbers: [0; SET_NUMBERS_BYTES],
+        number_bytes: 0,
+    };
+
     fn new(kind: u8, [low, high]: [u32; 2]) -> Self {
         Self {
             kind,
-            flags: 0,
             owner: u64::from(low) | u64::from(high) << 32,
-            value_bytes: 0,
-            payload_bytes: 0,
-            ids: [None; 2],
-            key: &[],
+            ..Self::NONE
         }
+    }
+
+    /// The numbers before the key.
+    pub(super) fn numbers(&self) -> &[u8] {
+        &self.numbers[..self.number_bytes]
+    }
+
+    fn number(mut self, bytes: &[u8]) -> Self {
+        let end = self.number_bytes + bytes.len();
+        self.numbers[self.number_bytes..end].copy_from_slice(bytes);
+        self.number_bytes = end;
+        self
     }
 
     fn flags(mut self, flags: u8) -> Self {
@@ -200,6 +234,63 @@ impl<'a> Fields<'a> {
             Head::Dropped { first, last, from } => {
                 Self::new(KIND_DROPPED, [first.0, last.0]).value(from.0)
             }
+            Head::Set { .. } | Head::Candidate { .. } | Head::SetGone { .. } => Self::of_set(head),
+        }
+    }
+
+    /// The same of what records say of sets of candidates.
+    fn of_set(head: &Head<'a>) -> Self {
+        match *head {
+            Head::Set {
+                agent,
+                set,
+                branch,
+                origin,
+                half_life_ms,
+                ttl_ms,
+                bound_bits,
+                wall_ms,
+                name,
+            } => Self::new(KIND_SET, [agent.0, set.0])
+                .id(origin)
+                .number(&branch.0.to_le_bytes())
+                .number(&half_life_ms.to_le_bytes())
+                .number(&ttl_ms.to_le_bytes())
+                .number(&bound_bits.to_le_bytes())
+                .key(name)
+                .value(wall_ms),
+            Head::Candidate {
+                agent,
+                set,
+                candidate,
+                head,
+                tree,
+                weight_bits,
+                wall_ms,
+                label,
+            } => Self::new(KIND_CANDIDATE, [agent.0, set.0])
+                .id(Some(head))
+                .tree(tree)
+                .number(&candidate.to_le_bytes())
+                .number(&weight_bits.to_le_bytes())
+                .key(label)
+                .value(wall_ms),
+            Head::SetGone {
+                agent,
+                set,
+                collapse,
+                wall_ms,
+            } => {
+                let fields = Self::new(KIND_SET_GONE, [agent.0, set.0]).value(wall_ms);
+                match collapse {
+                    Some(Collapse { branch, head, tree }) => fields
+                        .id(Some(head))
+                        .tree(tree)
+                        .number(&branch.0.to_le_bytes()),
+                    None => fields,
+                }
+            }
+            _ => Self::NONE,
         }
     }
 
@@ -351,8 +442,58 @@ impl<'a> Fields<'a> {
                 self.only(FLAG_ID, no_branch && no_key)?;
                 Head::Hot { agent, list }
             }
-            _ => return None,
+            _ => return self.head_of_set(),
         })
+    }
+
+    /// The same of what records say of sets of candidates.
+    fn head_of_set(&self) -> Option<Head<'a>> {
+        let [agent, set] = self.halves();
+        let (agent, set) = (AgentNo(agent), SetNo(set));
+        let wall_ms = self.value_bytes;
+        let mut key = Rest(self.key);
+        self.only(FLAG_ID, true)?;
+        let head = match (self.kind, self.ids[0]) {
+            (KIND_SET, origin) => Head::Set {
+                agent,
+                set,
+                branch: BranchNo(key.u32()?),
+                origin,
+                half_life_ms: key.u64()?,
+                ttl_ms: key.u64()?,
+                bound_bits: key.u64()?,
+                wall_ms,
+                name: key.name()?,
+            },
+            (KIND_CANDIDATE, Some(head)) => Head::Candidate {
+                agent,
+                set,
+                head,
+                tree: ObjectId::from_bytes(key.array()?),
+                candidate: key.u32()?,
+                weight_bits: key.u64()?,
+                wall_ms,
+                label: key.name()?,
+            },
+            (KIND_SET_GONE, head) => {
+                let collapse = match head {
+                    Some(head) => Some(Collapse {
+                        head,
+                        tree: ObjectId::from_bytes(key.array()?),
+                        branch: BranchNo(key.u32()?),
+                    }),
+                    None => None,
+                };
+                key.name()?.is_empty().then_some(Head::SetGone {
+                    agent,
+                    set,
+                    collapse,
+                    wall_ms,
+                })?
+            }
+            _ => return None,
+        };
+        Some(head)
     }
 }
 
@@ -371,5 +512,29 @@ fn rule_of_bytes(key: &[u8], value_bytes: u64) -> Option<Retention> {
         ([RULE_LAST], count) => Some(Retention::Last(count)),
         ([RULE_NEWER], age_ms) => Some(Retention::Newer(age_ms)),
         _ => None,
+    }
+}
+
+/// What is left of a key.
+struct Rest<'a>(&'a [u8]);
+
+impl<'a> Rest<'a> {
+    fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let (first, rest) = self.0.split_first_chunk()?;
+        self.0 = rest;
+        Some(*first)
+    }
+
+    fn u32(&mut self) -> Option<u32> {
+        self.array().map(u32::from_le_bytes)
+    }
+
+    fn u64(&mut self) -> Option<u64> {
+        self.array().map(u64::from_le_bytes)
+    }
+
+    /// All of it, if it is not too long for a name.
+    fn name(self) -> Option<&'a [u8]> {
+        (self.0.len() <= BRANCH_NAME_BYTES_MAX).then_some(self.0)
     }
 }

@@ -88,7 +88,8 @@ pub fn encode(
         "a record larger than the format allows"
     );
     let fields = Fields::of(&record.head).payload(record.payload);
-    let key_bytes = fields.ids[1].map_or(0, |_| OBJECT_ID_BYTES) + fields.key.len();
+    let tree_bytes = fields.ids[1].map_or(0, |_| OBJECT_ID_BYTES);
+    let key_bytes = tree_bytes + fields.numbers().len() + fields.key.len();
 
     let start = out.len();
     let mut header = [0; RECORD_HEADER_BYTES];
@@ -104,6 +105,7 @@ pub fn encode(
     for id in fields.ids.iter().flatten() {
         out.extend_from_slice(id.as_bytes());
     }
+    out.extend_from_slice(fields.numbers());
     out.extend_from_slice(fields.key);
     let head_bytes = out.len() - start;
     let checksum = checksum(seed, &out[start + 4..]);
@@ -208,6 +210,7 @@ pub fn decode(bytes: &[u8], seed: u32) -> Result<Decoded<'_>, Invalid> {
         payload_bytes,
         ids: [id, None],
         key,
+        ..Fields::NONE
     };
     let head = fields.head().ok_or(Invalid::Unknown { kind, flags })?;
     let has_payload = flags & FLAG_PAYLOAD != 0;

@@ -14,7 +14,7 @@ use super::footer::{TRAILER_BYTES, Trailer};
 use super::format::{FORMAT_VERSION, SEGMENT_HEADER_BYTES};
 use super::gaps::Gap;
 use super::header::{BadHeader, SegmentHeader};
-use super::recover::RecoverError;
+use super::recovered::RecoverError;
 
 /// Lists the segments and checks that each can be read by this program, as this shard.
 pub(super) fn read_headers<F: SegmentFiles + ?Sized>(

@@ -202,7 +202,10 @@ impl ObjectIndex {
         self.objects[no.0 as usize].cached = entry;
     }
 
-    /// The bytes lie elsewhere now; where they lay before.
+    /// The bytes lie elsewhere now; where they lay before, to be counted as garbage there. While a shard
+    /// runs: only when the record that holds them there was flushed, as a failed flush takes it back, and
+    /// the older bytes serve until then. What L2 holds of the object, and reads of the older place that
+    /// are under way, stay good: they are the same bytes.
     pub fn relocate(&mut self, no: ObjectNo, at: Location) -> Location {
         std::mem::replace(&mut self.objects[no.0 as usize].at, at)
     }

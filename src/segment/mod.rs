@@ -10,6 +10,7 @@
 //! | read | none | the log's own 2, then the payload | none, or what residency costs the [`Disk`] |
 //! | drive, nothing due | none | 2 | none |
 //! | garbage | none | log2(segments) | none |
+//! | settle, drop, remove a segment | a record of 40 B | segments | none on the shard; an unlink and a sync of the directory on the I/O core |
 //! | recover, sealed segment | its footer: about 100 B for each record | | 3 preads |
 //! | recover, tail | all of it, hashed; behind the end, what is no hole | | 1 pread for each MiB; behind the end, 2 for each 64 KiB |
 //!
@@ -34,6 +35,7 @@ pub mod log;
 pub mod outcome;
 mod record;
 mod recover;
+mod recovered;
 pub mod segments;
 pub mod start;
 
@@ -48,7 +50,8 @@ pub use files::{Directory, FilesError, SegmentFile, SegmentFiles};
 pub use format::{HEAD_BYTES_MAX, LogId, PART_BYTES_MAX};
 pub use log::Log;
 pub use outcome::{Appended, LogError, LogEvent, NotReady, Read};
-pub use record::{Head, ObjectKind, Record};
-pub use recover::{RecoverError, RecoverReport, Recovered, RecoveredRecord, read_only, recover};
+pub use record::{Collapse, Head, ObjectKind, Record};
+pub use recover::{read_only, recover};
+pub use recovered::{RecoverError, RecoverReport, Recovered, RecoveredRecord};
 pub use segments::{SegmentState, moved_bytes};
 pub use start::{LogConfig, LogStart};

@@ -6,9 +6,10 @@
 //! - a record is its head and, perhaps, a payload that the head's id names.
 
 use crate::id::{AGENT_NAME_BYTES_MAX, KEY_BYTES_MAX, OBJECT_ID_BYTES, VALUE_BYTES_MAX};
-use crate::id::{AgentNo, BranchNo, ObjectId, Retention, SegmentNo};
+use crate::id::{AgentNo, BranchNo, ObjectId, Retention, SegmentNo, SetNo};
 
 use super::Sequence;
+use super::fields::{CANDIDATE_NUMBERS_BYTES, COLLAPSE_NUMBERS_BYTES, SET_NUMBERS_BYTES};
 use super::format::{BRANCH_NAME_BYTES_MAX, PAYLOAD_BYTES_MAX, RECORD_HEADER_BYTES, align};
 
 /// What an object is.
@@ -169,6 +170,68 @@ pub enum Head<'a> {
         /// of the segments in between.
         from: Sequence,
     },
+    /// A set of candidates is open, and was observed; said again, only the latter is new.
+    Set {
+        /// Its agent.
+        agent: AgentNo,
+        /// Its number.
+        set: SetNo,
+        /// The branch that it was made for.
+        branch: BranchNo,
+        /// What that branch pointed at then.
+        origin: Option<ObjectId>,
+        /// Half-life of its weights, in milliseconds; 0: none.
+        half_life_ms: u64,
+        /// Time to live without observation, in milliseconds; 0: none.
+        ttl_ms: u64,
+        /// Total weight under which it ends: the bits of a binary64 of IEEE 754.
+        bound_bits: u64,
+        /// When it was observed, in milliseconds since 1970.
+        wall_ms: u64,
+        /// At most [`BRANCH_NAME_BYTES_MAX`] bytes.
+        name: &'a [u8],
+    },
+    /// A set has this candidate, which is worth this from now on.
+    Candidate {
+        /// Its agent.
+        agent: AgentNo,
+        /// Its set.
+        set: SetNo,
+        /// Its number in the set; they come in order, from 0.
+        candidate: u32,
+        /// The checkpoint.
+        head: ObjectId,
+        /// Its tree.
+        tree: ObjectId,
+        /// The bits of a binary64 of IEEE 754.
+        weight_bits: u64,
+        /// When it was given, in milliseconds since 1970.
+        wall_ms: u64,
+        /// At most [`BRANCH_NAME_BYTES_MAX`] bytes.
+        label: &'a [u8],
+    },
+    /// A set is gone, whether it was said to be there or not: its number is not given out again.
+    SetGone {
+        /// Its agent.
+        agent: AgentNo,
+        /// Its number.
+        set: SetNo,
+        /// The branch that one of its candidates became, if one did.
+        collapse: Option<Collapse>,
+        /// When, in milliseconds since 1970.
+        wall_ms: u64,
+    },
+}
+
+/// What a collapse does to a branch: as a [`Head::Branch`] under the name that it has, without changes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Collapse {
+    /// The branch.
+    pub branch: BranchNo,
+    /// The checkpoint that it points at.
+    pub head: ObjectId,
+    /// The tree that its working set lies on.
+    pub tree: ObjectId,
 }
 
 impl Head<'_> {
@@ -183,6 +246,15 @@ impl Head<'_> {
             Self::Tag { name, target, .. } => (usize::from(target.is_some()), name.len()),
             Self::Hot { list, .. } => (usize::from(list.is_some()), 0),
             Self::Retention { .. } => (0, 1),
+            Self::Set { name, origin, .. } => (
+                usize::from(origin.is_some()),
+                SET_NUMBERS_BYTES + name.len(),
+            ),
+            Self::Candidate { label, .. } => (2, CANDIDATE_NUMBERS_BYTES + label.len()),
+            Self::SetGone { collapse, .. } => match collapse {
+                Some(_) => (2, COLLAPSE_NUMBERS_BYTES),
+                None => (0, 0),
+            },
             Self::Synced { .. }
             | Self::BranchGone { .. }
             | Self::AgentGone { .. }
@@ -217,6 +289,9 @@ impl Head<'_> {
                 target,
                 ..
             } => name.len() <= BRANCH_NAME_BYTES_MAX && (!public || target.is_some()),
+            Self::Set { name, .. } | Self::Candidate { label: name, .. } => {
+                name.len() <= BRANCH_NAME_BYTES_MAX
+            }
             Self::Dropped { first, last, from } => 0 < first.0 && first <= last && 0 < from.0,
             Self::Object { .. }
             | Self::Synced { .. }
@@ -224,6 +299,7 @@ impl Head<'_> {
             | Self::AgentGone { .. }
             | Self::Retention { .. }
             | Self::Adopted { .. }
+            | Self::SetGone { .. }
             | Self::Hot { .. } => true,
         }
     }

@@ -164,12 +164,13 @@ impl Segments {
         let there = there.map(|state| (state.segment, state.last));
         let ends = there.clone().map(|(segment, _)| segment).chain([end]);
         let starts = [(SegmentNo(0), Sequence(0))].into_iter().chain(there);
-        starts.zip(ends).filter_map(|((before, last), next)| {
-            (before.0 + 1 < next.0).then(|| Head::Dropped {
-                first: SegmentNo(before.0 + 1),
-                last: SegmentNo(next.0 - 1),
-                from: Sequence(last.0 + 1),
-            })
+        let apart = starts
+            .zip(ends)
+            .filter(|((before, _), next)| before.0 + 1 < next.0);
+        apart.map(|((before, last), next)| Head::Dropped {
+            first: SegmentNo(before.0 + 1),
+            last: SegmentNo(next.0 - 1),
+            from: Sequence(last.0 + 1),
         })
     }
 

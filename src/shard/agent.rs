@@ -1,4 +1,4 @@
-//! One agent: its branches, its tags, its window.
+//! One agent: its branches, its tags, its sets of candidates, its window.
 //!
 //! Floor 2. Plain tables; what changes them in step with the log is `store` and `commit`.
 //!
@@ -12,8 +12,9 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use crate::cache::WindowWriter;
-use crate::id::{AgentNo, BranchNo, ObjectId, Retention, View};
+use crate::id::{AgentNo, BranchNo, ObjectId, Retention, SetNo, View};
 use crate::shard::collect::Restated;
+use crate::shard::sets::Sets;
 use crate::state::checkpoint::Checkpoint;
 use crate::state::tree::EMPTY_TREE;
 use crate::state::{Held, Value, WorkingSet};
@@ -71,6 +72,8 @@ pub struct Branch {
     pub lanes: u32,
     /// The last saying again that it took part in.
     pub restated: Restated,
+    /// Of a fork that was opened on a candidate: the set.
+    pub set: Option<SetNo>,
 }
 
 /// A name for a checkpoint.
@@ -121,6 +124,8 @@ pub struct Agent {
     pub touched: bool,
     /// The last saying again that it took part in.
     pub restated: Restated,
+    /// Its sets of candidates.
+    pub sets: Sets,
     /// Its L1 window, while a lane is attached.
     pub window: Option<WindowWriter>,
     /// The descriptor from which processes map the window.
@@ -147,6 +152,7 @@ impl Agent {
             hot: None,
             touched: true,
             restated: 0,
+            sets: Sets::default(),
             window: None,
             window_fd: None,
             lanes: 0,
@@ -243,6 +249,7 @@ impl Agent {
             view,
             lanes: 0,
             restated: 0,
+            set: None,
         });
         if no.0 >= FORK_NUMBERS {
             self.forks.insert(no.0, branch);
@@ -334,7 +341,7 @@ impl Agent {
             .map(|branch| size_of::<Branch>() + 2 * branch.name.len() + branch.keys.memory_bytes())
             .sum();
         let tags: usize = self.tags.keys().map(|name| name.len() + 80).sum();
-        let adopted = self.adopted.len() * 48;
+        let adopted = self.adopted.len() * 48 + self.sets.memory_bytes();
         self.branches.capacity() * size_of::<usize>() + branches + tags + adopted
     }
 }

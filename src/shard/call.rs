@@ -157,6 +157,7 @@ impl<D: Disk> Shard<D> {
                 self.merge(by, from, &rules, metadata, expected(expect))
             }
             Call::CheckpointAs { bytes } => self.checkpoint_as(place, bytes),
+            Call::Superposition(asked) => self.set_call(by, asked),
         }
     }
 
@@ -243,7 +244,7 @@ impl<D: Disk> Shard<D> {
         })
     }
 
-    fn describe(&mut self, place: BranchRef) -> Result<Outcome, Failed> {
+    pub(super) fn describe(&mut self, place: BranchRef) -> Result<Outcome, Failed> {
         let info = self.branch_info(place);
         call::push(&info, &mut self.answer);
         Ok(Outcome::default())
@@ -404,6 +405,7 @@ impl<D: Disk> Shard<D> {
             // Whoever waits for it was told.
             let _ = self.flush();
         }
+        self.close_candidate(fork);
         self.store.removed(fork);
     }
 
@@ -427,6 +429,7 @@ impl<D: Disk> Shard<D> {
         let sequence = self.store.append_kept_fork(by.place, kept, name)?;
         self.flush_commit()?;
         self.take_fork(by)?;
+        self.close_candidate(by.place);
         self.store.kept(by.place, kept, name);
         call::push(&self.branch_info(kept), &mut self.answer);
         Ok(committed(sequence))
@@ -615,7 +618,7 @@ fn metadata<'a>(opaque: &'a [u8], pairs: &'a [u8]) -> Result<Metadata<'a>, Faile
     Metadata::new(opaque, pairs).map_err(|_| Status::BadMetadata.into())
 }
 
-fn expected(expect: Option<Option<Id>>) -> Option<Option<ObjectId>> {
+pub(super) fn expected(expect: Option<Option<Id>>) -> Option<Option<ObjectId>> {
     expect.map(|head| head.map(ObjectId::from_bytes))
 }
 

@@ -22,7 +22,7 @@ impl World {
     }
 
     /// Turns until a collection that begins now has ended.
-    fn collect(&mut self) -> Collected {
+    pub(super) fn collect(&mut self) -> Collected {
         let answer = self.ask_collection();
         for _ in 0..20_000 {
             self.step();

@@ -456,7 +456,7 @@ impl<D: Disk> Store<D> {
             // A large one is rare; what it took would be held for ever.
             self.commits = Commits::default();
         }
-        self.nodes.trim();
+        self.trim_nodes();
     }
 
     /// What a checkpoint says, if it is one of this agent.

@@ -32,6 +32,7 @@ pub mod collect;
 pub mod commit;
 mod control;
 mod fills;
+mod groups;
 mod history;
 mod lanes;
 mod large;
@@ -40,18 +41,23 @@ pub mod nodes;
 mod parked;
 mod peer;
 mod pending;
+mod power;
 mod read;
 mod replay;
 #[cfg(test)]
 mod replay_tests;
 mod scan;
+mod sets;
 pub mod store;
+mod superposition;
 pub mod tables;
 mod uploads;
 mod write;
 
 #[cfg(test)]
 mod collect_tests;
+#[cfg(test)]
+mod superposition_tests;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
@@ -76,9 +82,11 @@ use crate::segment::{Disk, IoReply, LogEvent, Sequence};
 use agent::BranchRef;
 use collect::Collector;
 use fills::{FILLS_PER_TURN, Fill};
+use groups::SetRef;
 use lanes::{Lane, LaneRef, Lanes};
 use pending::{Pending, PowerWait};
 use store::{Flushed, Store};
+use superposition::SetClock;
 use uploads::Uploads;
 
 /// Submissions taken from one lane before the next lane has its turn.
@@ -195,6 +203,7 @@ pub struct Shard<D> {
     power_since: Option<u64>,
     draining: Option<control::Drain>,
     collector: Collector,
+    sets: SetClock,
 }
 
 impl<D: Disk> Shard<D> {
@@ -243,7 +252,9 @@ impl<D: Disk> Shard<D> {
             power_since: None,
             draining: None,
             collector: Collector::new(needed_bytes),
+            sets: SetClock::default(),
         };
+        shard.watch_sets();
         shard.store.log.drive(&mut shard.store.disk);
         shard.publish_gauges();
         shard
@@ -256,6 +267,7 @@ impl<D: Disk> Shard<D> {
         let mut worked = self.take_replies();
         worked |= self.take_commands();
         worked |= self.take_messages();
+        worked |= self.release_due();
         worked |= self.resume();
         let mut ready = std::mem::take(&mut self.ready);
         for at in self.again.drain(..) {
@@ -319,7 +331,8 @@ impl<D: Disk> Shard<D> {
         let dirty = self.dirty_since.map(|since| since + DIRTY_NS_MAX);
         let space = self.store.log.spare_failed().then_some(self.next_retry);
         let collection = self.collector.deadline();
-        [group, dirty, space, collection]
+        let sets = self.sets.deadline();
+        [group, dirty, space, collection, sets]
             .into_iter()
             .flatten()
             .min()
@@ -390,6 +403,9 @@ impl<D: Disk> Shard<D> {
         let mut scratch = std::mem::take(&mut self.scratch);
         let step = self.execute(at, &submission, &mut scratch);
         self.scratch = scratch;
+        if self.store.asking().is_some() {
+            self.store.ask_for(None);
+        }
         self.count_allocations(submission.op, thread_allocations() - before);
         match step {
             Step::Done => false,
@@ -459,9 +475,13 @@ impl<D: Disk> Shard<D> {
         scratch.copy_key(lane, entry);
         scratch.copy_value(lane, entry.payload());
         let (agent, branch) = (lane.agent, entry.branch.unwrap_or(lane.branch));
-        if self.store.tables.agent(agent).branch(branch).is_none() {
+        let Some(found) = self.store.tables.agent(agent).branch(branch) else {
             self.finish(at, Completion::new(entry.user_data, Status::NoSuchBranch));
             return None;
+        };
+        if let Some(set) = found.set {
+            // What comes into memory for a candidate is its group's.
+            self.store.ask_for(Some(SetRef { agent, set }));
         }
         Some(BranchRef { agent, branch })
     }
@@ -503,7 +523,7 @@ impl<D: Disk> Shard<D> {
             let _ = self.flush();
         }
         self.store.retire_some(RETIRED_PER_TURN);
-        self.store.nodes.trim();
+        self.store.trim_nodes();
         self.drive_log();
         self.wake_touched();
         self.fill_windows();
@@ -582,28 +602,6 @@ impl<D: Disk> Shard<D> {
         self.options.wall_ms + self.now / 1_000_000
     }
 
-    /// Keeps a completion until the device has its record.
-    fn await_power(&mut self, wait: PowerWait) {
-        if wait.sequence <= self.store.log.synced() {
-            return self.complete_power(wait, true);
-        }
-        if self.store.log.read_only().is_some() {
-            return self.complete_power(wait, false);
-        }
-        self.power_since.get_or_insert(self.now);
-        self.pending.add_power(wait);
-    }
-
-    fn complete_power(&mut self, wait: PowerWait, good: bool) {
-        let mut completion = wait.completion;
-        if good {
-            completion.durability = Some(Durability::Power);
-        } else {
-            completion = Completion::new(completion.user_data, Status::IoFailed);
-        }
-        self.post(wait.lane, &completion);
-    }
-
     /// Starts syncs that are due, and spares the log what it has to ask the I/O core for.
     fn drive_log(&mut self) {
         let log = &mut self.store.log;
@@ -655,24 +653,6 @@ impl<D: Disk> Shard<D> {
             self.settle_power();
         }
         worked
-    }
-
-    /// Completes what the device now has, or will never have.
-    fn settle_power(&mut self) {
-        let synced = self.store.log.synced();
-        let lost = self.store.log.read_only().is_some();
-        if synced > Sequence(self.counters().synced_sequence.get()) {
-            self.counters().synced_sequence.set(synced.0);
-            self.counters().syncs.add(1);
-        }
-        while let Some(wait) = self.pending.power.front() {
-            let good = wait.sequence <= synced;
-            if !good && !lost {
-                break;
-            }
-            let wait = self.pending.power.pop_front().expect("just seen");
-            self.complete_power(wait, good);
-        }
     }
 
     /// Wakes agents that sleep until their completions are there.
@@ -732,7 +712,8 @@ impl<D: Disk> Shard<D> {
         counters.objects.set(store.tables.objects.len() as u64);
         counters.live_bytes.set(store.tables.live_bytes);
         counters.garbage_bytes.set(store.tables.garbage_bytes);
-        counters.l2_bytes.set(store.l2.bytes_used() as u64);
+        let l2_bytes = store.l2.bytes_used() + store.l2.group_bytes();
+        counters.l2_bytes.set(l2_bytes as u64);
         counters.sequence.set(store.log.last().0);
         counters.synced_sequence.set(store.log.synced().0);
     }

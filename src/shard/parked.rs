@@ -79,7 +79,9 @@ impl<D: Disk> Shard<D> {
         }
         let stored = self.store.tables.objects.get(object).at;
         self.store.pin(object);
-        let (ticket, buffer) = self.pending.add_fetch(object, stored.bytes as usize);
+        let (ticket, buffer) =
+            self.pending
+                .add_fetch(object, self.store.asking(), stored.bytes as usize);
         let Err(buffer) = self.submit_read(ticket, stored, buffer) else {
             return true;
         };
@@ -110,12 +112,14 @@ impl<D: Disk> Shard<D> {
 
     /// Takes an object that was fetched, or could not be: who waits begins again, or is answered.
     pub(super) fn fetched(&mut self, ticket: u64, buffer: Vec<u8>, result: &Result<(), DiskError>) {
-        let Some(object) = self.pending.take_fetch(ticket) else {
+        let Some((object, set)) = self.pending.take_fetch(ticket) else {
             return self.pending.recycle(buffer);
         };
         // A damaged object is quarantined: the operation finds that out by itself.
         if result.is_ok() {
+            self.store.ask_for(set);
             self.store.take_fetched(object, &buffer);
+            self.store.ask_for(None);
         }
         self.pending.recycle(buffer);
         self.store.unpin(object);

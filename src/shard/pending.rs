@@ -13,6 +13,7 @@ use crate::id::{SessionNo, ShardNo};
 use crate::segment::Sequence;
 use crate::segment::index::ObjectNo;
 use crate::shard::agent::BranchRef;
+use crate::shard::groups::SetRef;
 use crate::shard::lanes::LaneRef;
 
 /// Cold reads under way in one shard.
@@ -93,6 +94,8 @@ pub struct ColdPiece {
     pub bytes: u32,
     /// Where they go, from the start of the extent or of the buffer.
     pub to: u32,
+    /// The set whose candidate is read, if one is.
+    pub set: Option<SetRef>,
 }
 
 /// A write or sync that waits for the device.
@@ -112,8 +115,9 @@ pub struct Pending {
     reads: Vec<Option<PendingRead>>,
     free: Vec<u32>,
     pieces: HashMap<u64, ColdPiece>,
-    /// Objects being read for operations that begin again then, by ticket.
-    fetches: HashMap<u64, ObjectNo>,
+    /// Objects being read for operations that begin again then, by ticket, and the set of the first of
+    /// them.
+    fetches: HashMap<u64, (ObjectNo, Option<SetRef>)>,
     /// Entries that wait for an object.
     parked: HashMap<u32, Vec<(LaneRef, Submission)>>,
     parked_count: usize,
@@ -172,7 +176,7 @@ impl Pending {
 
     /// Whether an object is being read already.
     pub fn is_fetching(&self, object: ObjectNo) -> bool {
-        self.fetches.values().any(|&other| other == object)
+        self.fetches.values().any(|&(other, _)| other == object)
     }
 
     /// Whether one more object may be fetched.
@@ -181,9 +185,14 @@ impl Pending {
     }
 
     /// Notes that an object is being read; its ticket, and a buffer for its bytes.
-    pub fn add_fetch(&mut self, object: ObjectNo, bytes: usize) -> (u64, Vec<u8>) {
+    pub fn add_fetch(
+        &mut self,
+        object: ObjectNo,
+        set: Option<SetRef>,
+        bytes: usize,
+    ) -> (u64, Vec<u8>) {
         let ticket = self.ticket();
-        self.fetches.insert(ticket, object);
+        self.fetches.insert(ticket, (object, set));
         let mut buffer = self.buffers.pop().unwrap_or_default();
         buffer.resize(bytes, 0);
         (ticket, buffer)
@@ -194,8 +203,8 @@ impl Pending {
         self.fetches.contains_key(&ticket)
     }
 
-    /// The object of a ticket, if it is one of a fetch.
-    pub fn take_fetch(&mut self, ticket: u64) -> Option<ObjectNo> {
+    /// The object of a ticket, if it is one of a fetch, and the set that it is fetched for.
+    pub fn take_fetch(&mut self, ticket: u64) -> Option<(ObjectNo, Option<SetRef>)> {
         self.fetches.remove(&ticket)
     }
 

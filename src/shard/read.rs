@@ -315,7 +315,12 @@ impl<D: Disk> Shard<D> {
             return;
         };
         let good = match &result {
-            Ok(()) => self.store.take_cold(piece.object, &buffer),
+            Ok(()) => {
+                self.store.ask_for(piece.set);
+                let good = self.store.take_cold(piece.object, &buffer);
+                self.store.ask_for(None);
+                good
+            }
             Err(_) => false,
         };
         let Some(read) = self.pending.read_mut(piece.read) else {
@@ -461,6 +466,7 @@ fn serve_piece<D: Disk>(
                 from,
                 bytes,
                 to,
+                set: store.asking(),
             });
             Served::Bytes(Tier::Cold, bytes)
         }

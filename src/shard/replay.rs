@@ -14,8 +14,9 @@
 
 use crate::id::{AgentNo, BranchNo, ObjectId, SegmentNo};
 use crate::segment::index::ObjectNo;
-use crate::segment::{Head, Location, ObjectKind, RecoveredRecord, moved_bytes};
+use crate::segment::{Collapse, Head, Location, ObjectKind, RecoveredRecord, moved_bytes};
 use crate::shard::agent::{Agent, BranchRef, Tag, is_fork, named};
+use crate::shard::sets::Contradiction;
 use crate::shard::tables::{Child, Freed, Tables, TablesError};
 use crate::state::chunks;
 use crate::state::{Held, Value, WorkingSet};
@@ -158,6 +159,29 @@ impl Tables {
                 };
             }
             Head::Hot { agent, list } => self.known_agent(sequence, agent)?.hot = list,
+            Head::Set { agent, .. } | Head::Candidate { agent, .. } => {
+                let sets = &mut self.known_agent(sequence, agent)?.sets;
+                let bad = |Contradiction| TablesError::BadSet { sequence, agent };
+                sets.apply(head).map_err(bad)?;
+            }
+            Head::SetGone {
+                agent, collapse, ..
+            } => {
+                if let Some(Collapse { branch, head, tree }) = collapse {
+                    let at = self.known(sequence, agent, branch)?;
+                    let name = self.branch(at).name.clone();
+                    let moved = self.branch(at).head != Some(head);
+                    let agent = self.agent_mut(agent);
+                    if let Some(before) = agent.set_branch(branch, &name, Some(head), tree) {
+                        self.give_up(before, moved);
+                    }
+                }
+                let bad = |Contradiction| TablesError::BadSet { sequence, agent };
+                self.known_agent(sequence, agent)?
+                    .sets
+                    .apply(head)
+                    .map_err(bad)?;
+            }
             _ => {}
         }
         Ok(())

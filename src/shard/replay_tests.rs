@@ -31,6 +31,14 @@ struct Replay {
 }
 
 impl Replay {
+    /// One that begins in a settled segment.
+    fn settled() -> Self {
+        Self {
+            settled: true,
+            ..Self::default()
+        }
+    }
+
     /// Where a record of this sequence has its payload.
     fn at(&self) -> Location {
         Location {
@@ -314,10 +322,7 @@ fn object(value: &[u8], kept: bool) -> Head<'static> {
 /// Whatever it says, and of whomever: a settled segment holds objects.
 #[test]
 fn of_a_settled_segment_only_objects_count() {
-    let mut replay = Replay {
-        settled: true,
-        ..Replay::default()
-    };
+    let mut replay = Replay::settled();
     replay.says(agent(0, b"old"));
     replay.stores(put(7, b"a", b"value"));
     replay.stores(object(b"chunk", false));
@@ -395,10 +400,7 @@ fn an_object_that_is_stored_nowhere_and_needed_is_an_error() {
 /// A crash came before their files were removed: what lies in them is no object of the shard.
 #[test]
 fn what_lies_in_dropped_segments_is_given_up_and_what_was_moved_is_not() {
-    let mut replay = Replay {
-        settled: true,
-        ..Replay::default()
-    };
+    let mut replay = Replay::settled();
     replay.stores(put(0, b"a", b"moved"));
     replay.stores(put(0, b"b", b"garbage"));
     replay.stores(put(0, b"c", b"stored again"));
@@ -426,8 +428,7 @@ fn what_lies_in_dropped_segments_is_given_up_and_what_was_moved_is_not() {
 
 #[test]
 fn an_object_that_is_needed_does_not_lie_in_a_dropped_segment() {
-    let mut replay = Replay::default();
-    replay.settled = true;
+    let mut replay = Replay::settled();
     replay.stores(put(0, b"a", b"value"));
     replay.settled = false;
     replay.segment = 1;
@@ -447,10 +448,7 @@ fn a_node_whose_parts_were_dropped_goes_and_one_that_is_whole_stays() {
         .flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes())
         .collect();
     for without in [None, Some(0)] {
-        let mut replay = Replay {
-            settled: true,
-            ..Replay::default()
-        };
+        let mut replay = Replay::settled();
         let (root, value_bytes) = replay.store_large(&value, without);
         let stored = replay.tables.objects.len();
         replay.finish(&[]).unwrap();
@@ -471,8 +469,7 @@ fn a_node_whose_parts_were_dropped_goes_and_one_that_is_whole_stays() {
             }
         }
         // Named by a key, it is found to be damaged, and refused when it is read.
-        let mut replay = Replay::default();
-        replay.settled = true;
+        let mut replay = Replay::settled();
         replay.store_large(&value, without);
         replay.settled = false;
         replay.says(agent(0, b"one"));

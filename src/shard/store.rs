@@ -27,6 +27,7 @@ use crate::shard::agent::{BranchRef, named};
 use crate::shard::base::Fetched;
 use crate::shard::collect::{BEFORE_BYTES, Restated};
 use crate::shard::commit::Commits;
+use crate::shard::groups::Groups;
 use crate::shard::large::LargeValue;
 use crate::shard::nodes::NodeCache;
 use crate::shard::tables::{Freed, Tables};
@@ -152,6 +153,8 @@ pub struct Store<D> {
     pub nodes: NodeCache,
     /// Nodes that an operation brings there.
     pub(super) fetched: Fetched,
+    /// Whose objects are in memory as groups.
+    pub(super) groups: Groups,
     /// Buffers of commits.
     pub(super) commits: Commits,
     /// Working sets that were given up, and still hold references.
@@ -189,6 +192,7 @@ impl<D: Disk> Store<D> {
             nodes: NodeCache::new(l2.bytes_capacity() / NODES_SHARE),
             fetched: Fetched::default(),
             l2,
+            groups: Groups::default(),
             commits: Commits::default(),
             retired: VecDeque::new(),
             index_bytes_max,
@@ -234,7 +238,11 @@ impl<D: Disk> Store<D> {
     ) -> Piece {
         let object = self.tables.objects.get(no);
         if object.cached != NOT_CACHED {
-            slice_chunks(self.l2.get(EntryNo(object.cached)), from, bytes, &mut sink);
+            let entry = EntryNo(object.cached);
+            slice_chunks(self.l2.get(entry), from, bytes, &mut sink);
+            if self.l2.is_grouped(entry) {
+                self.share(entry);
+            }
             return Piece::L2;
         }
         let (at, id, kind) = (object.at, object.id, object.kind);
@@ -249,7 +257,9 @@ impl<D: Disk> Store<D> {
                     return Piece::Corrupt;
                 }
                 sink(&stored[from..from + bytes]);
-                admit(&mut self.l2, &mut self.tables, no, stored);
+                let (l2, nodes) = (&mut self.l2, &mut self.nodes);
+                let objects = &mut self.tables.objects;
+                self.groups.admit(l2, nodes, objects, no, stored);
                 Piece::L3
             }
         }
@@ -263,7 +273,7 @@ impl<D: Disk> Store<D> {
             return false;
         }
         if object.cached == NOT_CACHED {
-            admit(&mut self.l2, &mut self.tables, no, stored);
+            self.admit(no, stored);
         }
         true
     }
@@ -363,7 +373,7 @@ impl<D: Disk> Store<D> {
                 .add_object(id, ObjectKind::Blob, appended.payload)
         });
         if self.tables.objects.get(object).cached == NOT_CACHED {
-            admit(&mut self.l2, &mut self.tables, object, payload);
+            self.admit(object, payload);
         }
         self.name(
             at,
@@ -692,18 +702,6 @@ impl<D: Disk> Store<D> {
             self.l2.remove(EntryNo(entry));
             self.tables.objects.set_cached(no, NOT_CACHED);
         }
-    }
-}
-
-/// Offers an object to L2, and clears the back pointers of what had to leave.
-fn admit(l2: &mut L2, tables: &mut Tables, no: ObjectNo, stored: &[u8]) {
-    let objects = &mut tables.objects;
-    let fingerprint = objects.get(no).id.hash64();
-    let entry = l2.insert(no.0, fingerprint, stored, &mut |evicted| {
-        objects.set_cached(ObjectNo(evicted), NOT_CACHED);
-    });
-    if let Some(EntryNo(entry)) = entry {
-        objects.set_cached(no, entry);
     }
 }
 

@@ -45,6 +45,14 @@ pub enum TablesError {
         /// The record.
         sequence: u64,
     },
+    /// A record of a set of candidates that no earlier one explains, or that says what can't be.
+    #[error("record {sequence} contradicts what is known of the sets of agent {agent}")]
+    BadSet {
+        /// The record.
+        sequence: u64,
+        /// The agent.
+        agent: AgentNo,
+    },
     /// A record refers to an object that is not stored.
     #[error("record {sequence} refers to object {id}, which is not stored")]
     UnknownObject {

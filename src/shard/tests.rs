@@ -171,6 +171,11 @@ impl World {
         &mut self.shard.store.disk
     }
 
+    /// Lets time pass in which the shard sleeps.
+    pub(super) fn pass(&mut self, ms: u64) {
+        self.now += ms * 1_000_000;
+    }
+
     pub(super) fn step(&mut self) {
         self.now += 1_000_000;
         self.shard.step(self.now);

@@ -47,9 +47,22 @@ pub(super) const FORK: Call<'_> = Call::Fork {
 
 impl World {
     pub(super) fn submit_call(&mut self, on: Option<BranchNo>, call: &Call<'_>) -> u64 {
+        self.submit_call_with(on, call, CALL_REPLY_BYTES)
+    }
+
+    /// The same, with so much room for the answer.
+    pub(super) fn submit_call_with(
+        &mut self,
+        on: Option<BranchNo>,
+        call: &Call<'_>,
+        room: u32,
+    ) -> u64 {
         let mut bytes = Vec::new();
         call.encode(&mut bytes);
-        self.submit(Op::Call, b"", &bytes, |entry| entry.branch = on)
+        self.submit(Op::Call, b"", &bytes, |entry| {
+            entry.branch = on;
+            entry.reply.len = room;
+        })
     }
 
     /// Carries a call out, alone; its completion and its answer.
@@ -250,7 +263,7 @@ const CASES: [Case; 11] = [
 ];
 
 /// The files as they were, with the first `cut` bytes of what differs now.
-fn cut_after(
+pub(super) fn cut_after(
     before: &MemoryDisk,
     after: &MemoryDisk,
     segment: SegmentNo,

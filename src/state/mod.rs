@@ -2,10 +2,12 @@
 //!
 //! Floor 1: no I/O, no clock, no thread. The working set is the map from an agent's keys to the
 //! objects they name; a tree is an immutable snapshot of such a map, named by the id of its root;
-//! large values are trees of chunks; a checkpoint names a tree and what it follows.
+//! large values are trees of chunks; a checkpoint names a tree and what it follows; a superposition is a
+//! set of checkpoints that have weights.
 
 pub mod checkpoint;
 pub mod chunks;
+pub mod superposition;
 pub mod tree;
 pub mod working_set;
 

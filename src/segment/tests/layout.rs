@@ -5,7 +5,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::id::{BranchNo, KEY_BYTES_MAX};
+use crate::id::{BranchNo, KEY_BYTES_MAX, SetNo};
 use crate::segment::footer::{Footer, Trailer};
 use crate::segment::format::{
     FORMAT_VERSION, FORMAT_VERSION_MIN, Invalid, RECORD_BYTES_MAX, SEGMENT_HEADER_BYTES,
@@ -182,6 +182,67 @@ const VECTOR_RECORDS: [&str; 9] = [
     "e5cbd1e20d0000003100000000000000020000000400000000000000020000000b00000000000000",
 ];
 const VECTOR_TRAILER: &str = "48454c494f465452290000000000000031000000000000000900000048020000f5010000e5cbd1e20000000099858809";
+
+/// The same of sets.
+#[test]
+fn the_bytes_of_sets_are_those_of_the_document() {
+    let (agent, id) = (AgentNo(9), ObjectId::of_blob(b"state"));
+    let (branch, wall_ms) = (BranchNo(2), 1_700_000_000_000);
+    let heads = [
+        Head::Set {
+            agent,
+            set: SetNo(4),
+            branch,
+            origin: Some(id),
+            half_life_ms: 60_000,
+            ttl_ms: 3_600_000,
+            bound_bits: 0.5f64.to_bits(),
+            wall_ms,
+            name: b"tries",
+        },
+        Head::Candidate {
+            agent,
+            set: SetNo(4),
+            candidate: 1,
+            head: id,
+            tree: id,
+            weight_bits: 2.5f64.to_bits(),
+            wall_ms: wall_ms + 1,
+            label: b"a",
+        },
+        Head::SetGone {
+            agent,
+            set: SetNo(4),
+            collapse: Some(Collapse {
+                branch,
+                head: id,
+                tree: id,
+            }),
+            wall_ms: wall_ms + 2,
+        },
+        Head::SetGone {
+            agent,
+            set: SetNo(5),
+            collapse: None,
+            wall_ms: wall_ms + 3,
+        },
+    ];
+    let mut seed = HEADER.checksum();
+    for ((head, vector), sequence) in heads.into_iter().zip(VECTOR_SETS).zip(41..) {
+        let mut bytes = Vec::new();
+        let encoded = encode(&head.into(), Sequence(sequence), 2, seed, &mut bytes);
+        assert_eq!(hex(&bytes), vector, "{head:?}");
+        assert_eq!(decode(&bytes, seed).unwrap().head, head);
+        seed = encoded.checksum;
+    }
+}
+
+const VECTOR_SETS: [&str; 4] = [
+    "246c462c0e0121002900000000000000090000000400000000000000020000000068e5cf8b010000456cf7f1bcf2d3dc53ec88b93f05b0053490b07906a459b9a7447744bf3bae820200000060ea00000000000080ee360000000000000000000000e03f747269657300000000000000",
+    "09af2fd70f012d002a00000000000000090000000400000000000000020000000168e5cf8b010000456cf7f1bcf2d3dc53ec88b93f05b0053490b07906a459b9a7447744bf3bae82456cf7f1bcf2d3dc53ec88b93f05b0053490b07906a459b9a7447744bf3bae8201000000000000000000044061000000",
+    "716db477100124002b00000000000000090000000400000000000000020000000268e5cf8b010000456cf7f1bcf2d3dc53ec88b93f05b0053490b07906a459b9a7447744bf3bae82456cf7f1bcf2d3dc53ec88b93f05b0053490b07906a459b9a7447744bf3bae820200000000000000",
+    "5d43e7d5100000002c00000000000000090000000500000000000000020000000368e5cf8b010000",
+];
 
 /// Of version 1: what is now `settled` was zero.
 #[test]

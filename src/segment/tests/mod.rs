@@ -9,13 +9,13 @@ mod damage;
 mod layout;
 mod recovery;
 
-use crate::id::{AgentNo, BranchNo, ObjectId, Retention, SegmentNo, ShardNo};
+use crate::id::{AgentNo, BranchNo, ObjectId, Retention, SegmentNo, SetNo, ShardNo};
 
 use super::format::{PART_BYTES_MAX, synced_proof};
 use super::memory::{MemoryDisk, Random};
 use super::{
-    Head, Log, LogConfig, LogEvent, LogId, LogStart, NotReady, ObjectKind, Record, RecoverError,
-    Recovered, SegmentFiles, Sequence, recover,
+    Collapse, Head, Log, LogConfig, LogEvent, LogId, LogStart, NotReady, ObjectKind, Record,
+    RecoverError, Recovered, SegmentFiles, Sequence, recover,
 };
 
 const SHARD: ShardNo = ShardNo(3);
@@ -43,6 +43,11 @@ enum Owned {
     Adopted(u32, ObjectId, bool),
     Hot(u32, Option<ObjectId>),
     Dropped(u32, u32, u64),
+    /// Number and branch are the agent's; half-life, time to live, bound, time.
+    Set(u32, [u64; 4], Option<ObjectId>, Vec<u8>),
+    /// Checkpoint and tree; weight, time.
+    Candidate(u32, u32, [ObjectId; 2], [u64; 2], Vec<u8>),
+    SetGone(u32, Option<[ObjectId; 2]>, u64),
 }
 
 /// The branch that records of an agent are about here.
@@ -130,10 +135,52 @@ impl Owned {
                 last: SegmentNo(*last),
                 from: Sequence(*from),
             },
+            Self::Set(..) | Self::Candidate(..) | Self::SetGone(..) => self.head_of_set(),
             Self::Synced(upto, sequence) => Head::Synced {
                 upto: Sequence(*upto),
                 proof: synced_proof(CONFIG.log_id, Sequence(*sequence), Sequence(*upto)),
             },
+        }
+    }
+
+    fn head_of_set(&self) -> Head<'_> {
+        match self {
+            Self::Set(agent, [half_life_ms, ttl_ms, bound_bits, wall_ms], origin, name) => {
+                Head::Set {
+                    agent: AgentNo(*agent),
+                    set: SetNo(agent % 5),
+                    branch: branch_of(*agent),
+                    origin: *origin,
+                    half_life_ms: *half_life_ms,
+                    ttl_ms: *ttl_ms,
+                    bound_bits: *bound_bits,
+                    wall_ms: *wall_ms,
+                    name,
+                }
+            }
+            Self::Candidate(agent, candidate, [head, tree], [weight_bits, wall_ms], label) => {
+                Head::Candidate {
+                    agent: AgentNo(*agent),
+                    set: SetNo(agent % 5),
+                    candidate: *candidate,
+                    head: *head,
+                    tree: *tree,
+                    weight_bits: *weight_bits,
+                    wall_ms: *wall_ms,
+                    label,
+                }
+            }
+            Self::SetGone(agent, became, wall_ms) => Head::SetGone {
+                agent: AgentNo(*agent),
+                set: SetNo(agent % 5),
+                collapse: became.map(|[head, tree]| Collapse {
+                    branch: branch_of(*agent),
+                    head,
+                    tree,
+                }),
+                wall_ms: *wall_ms,
+            },
+            other => unreachable!("{other:?}"),
         }
     }
 
@@ -190,6 +237,41 @@ impl Owned {
             } => Self::Adopted(agent.0, target, gone),
             Head::Hot { agent, list } => Self::Hot(agent.0, list),
             Head::Dropped { first, last, from } => Self::Dropped(first.0, last.0, from.0),
+            Head::Set {
+                agent,
+                half_life_ms,
+                ttl_ms,
+                bound_bits,
+                wall_ms,
+                origin,
+                name,
+                ..
+            } => {
+                let numbers = [half_life_ms, ttl_ms, bound_bits, wall_ms];
+                Self::Set(agent.0, numbers, origin, name.to_vec())
+            }
+            Head::Candidate {
+                agent,
+                candidate,
+                head,
+                tree,
+                weight_bits,
+                wall_ms,
+                label,
+                ..
+            } => {
+                let numbers = [weight_bits, wall_ms];
+                Self::Candidate(agent.0, candidate, [head, tree], numbers, label.to_vec())
+            }
+            Head::SetGone {
+                agent,
+                collapse,
+                wall_ms,
+                ..
+            } => {
+                let became = collapse.map(|collapse| [collapse.head, collapse.tree]);
+                Self::SetGone(agent.0, became, wall_ms)
+            }
             Head::Synced { upto, .. } => Self::Synced(upto.0, sequence.0),
         };
         assert_eq!(owned.head(), *head);
@@ -218,7 +300,14 @@ impl Owned {
             Retention::Last(random.next()),
             Retention::Newer(random.next()),
         ];
-        match random.below(15) {
+        let numbers = [(); 4].map(|()| random.next());
+        match random.below(18) {
+            15 => Self::Set(agent, numbers, head, key),
+            16 => {
+                let (ids, no) = ([id(random), id(random)], numbers[2] as u32);
+                Self::Candidate(agent, no, ids, [numbers[0], numbers[1]], key)
+            }
+            17 => Self::SetGone(agent, head.map(|head| [head, id(random)]), numbers[3]),
             11 => Self::AgentGone(agent),
             12 => Self::Retention(agent, rules[random.below(3)]),
             13 => Self::Adopted(agent, id(random), agent < 3),

@@ -12,10 +12,11 @@
 //! - what is said was true when it was appended, and nothing else was appended before it in the same call.
 //! - a flush that fails takes the marks of what was said with it: the collection ends, and begins anew.
 
-use crate::id::{AgentNo, BranchNo, ObjectId, Retention};
+use crate::id::{AgentNo, BranchNo, ObjectId, Retention, SetNo};
 use crate::segment::index::ObjectNo;
-use crate::segment::{Disk, HEAD_BYTES_MAX, Head};
+use crate::segment::{Collapse, Disk, HEAD_BYTES_MAX, Head, Record};
 use crate::shard::agent::{Agent, BranchRef, is_fork};
+use crate::shard::groups::SetRef;
 use crate::shard::store::{Refused, Store, refused};
 
 /// Records appended in one turn.
@@ -38,6 +39,9 @@ enum Item {
     Tag(Box<str>),
     Adopted(ObjectId),
     Hot,
+    Set(SetNo),
+    /// Numbers of sets that are taken.
+    Sets,
 }
 
 /// How far it is.
@@ -100,6 +104,8 @@ fn items<D: Disk>(store: &Store<D>, no: AgentNo) -> Vec<Item> {
     }
     let agent = store.tables.agent(no);
     let mut items: Vec<_> = agent.hot.iter().map(|_| Item::Hot).collect();
+    items.extend(agent.sets.iter().map(|(set, _)| Item::Set(set)));
+    items.push(Item::Sets);
     items.extend(agent.adopted.iter().copied().map(Item::Adopted));
     items.extend(agent.tags.keys().cloned().map(Item::Tag));
     for (branch, known) in agent.branches_after("") {
@@ -146,6 +152,16 @@ impl<D: Disk> Store<D> {
             | Head::Adopted { agent, .. }
             | Head::Hot { agent, .. }
             | Head::AgentGone { agent } => self.say_agent(agent),
+            Head::Set { agent, set, .. } | Head::Candidate { agent, set, .. } => {
+                self.say_agent(agent)?;
+                self.say_set(SetRef { agent, set })
+            }
+            Head::SetGone {
+                agent, collapse, ..
+            } => match collapse {
+                Some(Collapse { branch, .. }) => self.say_branch(BranchRef { agent, branch }),
+                None => self.say_agent(agent),
+            },
             Head::Agent { .. }
             | Head::Object { .. }
             | Head::Synced { .. }
@@ -229,6 +245,28 @@ impl<D: Disk> Store<D> {
         Ok(())
     }
 
+    /// Says a set and all its candidates, or nothing.
+    fn say_set(&mut self, at: SetRef) -> Result<(), Refused> {
+        let restating = self.restating;
+        let Some(open) = self.tables.open_set(at) else {
+            return Ok(());
+        };
+        if restating.is_none_or(|now| open.restated == now) {
+            return Ok(());
+        }
+        let heads = || open.restate(at.agent, at.set).map(Record::from);
+        let bytes: usize = heads().map(|record| record.record_bytes()).sum();
+        let room = bytes + BEFORE_BYTES + HEAD_BYTES_MAX;
+        self.log.ready(room).map_err(|not| refused(not.into()))?;
+        for record in heads() {
+            self.log.append(&record).map_err(refused)?;
+        }
+        if let Some(open) = self.tables.open_set_mut(at) {
+            open.restated = restating.unwrap_or_default();
+        }
+        Ok(())
+    }
+
     fn say_item(&mut self, agent: AgentNo, item: &Item) -> Result<(), Refused> {
         self.ready(0, false)?;
         if !self.tables.has_agent(agent) {
@@ -258,6 +296,11 @@ impl<D: Disk> Store<D> {
                 })
             }
             Item::Adopted(_) => Ok(()),
+            &Item::Set(set) => self.say_set(SetRef { agent, set }),
+            Item::Sets => match known.sets.taken(agent) {
+                Some(taken) => self.say_granted(taken),
+                None => Ok(()),
+            },
             Item::Hot => match known.hot {
                 None => Ok(()),
                 list => self.say_granted(Head::Hot { agent, list }),
