@@ -230,11 +230,11 @@ mod tests {
 
     impl Model {
         fn write(&mut self, put: Put) {
-            self.new(put);
+            self.see(put);
             self.now.insert(put.slot, put.version);
         }
 
-        fn new(&mut self, put: Put) {
+        fn see(&mut self, put: Put) {
             assert!(put.version > 0);
             assert!(self.seen.insert((put.slot, put.version)), "written twice");
         }
@@ -258,7 +258,7 @@ mod tests {
                     0
                 }
                 Deed::Trial { write, found } => {
-                    self.new(*write);
+                    self.see(*write);
                     assert_ne!(write.slot, found.slot);
                     self.find(&self.now, *found);
                     1
@@ -275,7 +275,7 @@ mod tests {
                     2
                 }
                 Deed::Superpose { candidates, choice } => {
-                    candidates.iter().for_each(|put| self.new(*put));
+                    candidates.iter().for_each(|put| self.see(*put));
                     if let Some(choice) = choice {
                         let put = candidates[*choice];
                         self.now.insert(put.slot, put.version);

@@ -15,7 +15,9 @@ use crate::id::SegmentNo;
 use super::Log;
 use crate::segment::outcome::{Appended, LogError};
 use crate::segment::record::Head;
-use crate::segment::segments::{LogTotals, SegmentState};
+#[cfg(test)]
+use crate::segment::segments::LogTotals;
+use crate::segment::segments::SegmentState;
 use crate::segment::{Disk, IoRequest};
 
 impl Log {
@@ -34,8 +36,8 @@ impl Log {
     }
 
     /// Sums over all segments. O(segments).
-    #[must_use]
-    pub fn totals(&self) -> LogTotals {
+    #[cfg(test)]
+    pub(crate) fn totals(&self) -> LogTotals {
         self.segments.totals()
     }
 
