@@ -451,7 +451,8 @@ fn with_a_large_state() -> (World, BTreeMap<Vec<u8>, Vec<u8>>) {
 /// What happens to the branch, or to another one, while a checkpoint of it waits for the log.
 #[test]
 fn a_checkpoint_that_waits_holds_what_the_branch_holds_in_the_end() {
-    let changes: [(fn(&mut World, &[u8]), u64); 4] = [
+    type Change = fn(&mut World, &[u8]);
+    let changes: [(Change, u64); 4] = [
         (
             |world, key| assert_eq!(world.put(key, b"new").status, Status::Ok),
             2000,

@@ -34,6 +34,17 @@ pub(super) enum Merging {
     Conflicts(Vec<Vec<u8>>),
 }
 
+/// A way to go on.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Candidate<'a> {
+    /// Its checkpoint.
+    pub(super) head: ObjectId,
+    /// What it is worth.
+    pub(super) weight: f64,
+    /// A key that is looked at in it.
+    pub(super) key: &'a [u8],
+}
+
 /// An agent's way to the versions of its state.
 pub(super) trait Versions {
     /// Makes a checkpoint of the agent's state, or of another branch of it.
@@ -58,6 +69,15 @@ pub(super) trait Versions {
     fn diff(&mut self, before: &ObjectId, after: &ObjectId) -> Result<Vec<Vec<u8>>, Refusal>;
     /// Names the head, again if need be.
     fn tag(&mut self, name: &str) -> Result<(), Refusal>;
+    /// Makes a superposition of checkpoints with weights, and finds what each has of its key: a value for
+    /// each, as [`Versions::get_on`]. It ends with the checkpoint of that number as the state, or with none of
+    /// them; the checkpoint.
+    fn superpose(
+        &mut self,
+        candidates: &[Candidate<'_>],
+        choice: Option<usize>,
+        values: &mut [Vec<u8>],
+    ) -> Result<Option<ObjectId>, Refusal>;
     /// What a tag names.
     fn tagged(&mut self, name: &str) -> Result<Option<ObjectId>, Refusal>;
 }
@@ -81,6 +101,7 @@ impl<'a, P: Port> Drive<'a, P> {
             Deed::Checkpoint => self.checkpoint(agent, None).map(|_| ()),
             Deed::Trial { write, found } => self.try_out(agent, *write, *found),
             Deed::Detour(detour) => self.go_round(agent, detour),
+            Deed::Superpose { candidates, choice } => self.superpose(agent, candidates, *choice),
             Deed::LookBack { to, found } => {
                 let port = &mut self.ports[agent];
                 let from = self.ids[agent][*to];
@@ -148,6 +169,45 @@ impl<'a, P: Port> Drive<'a, P> {
         let port = &mut self.ports[agent];
         let ((), ns) = again(&mut self.tally.busy_replies, || port.discard(fork))?;
         Ok(ns)
+    }
+
+    /// Some forks with a checkpoint each, side by side until one is chosen, or none.
+    fn superpose(
+        &mut self,
+        agent: usize,
+        puts: &[Put],
+        choice: Option<usize>,
+    ) -> anyhow::Result<()> {
+        let head = self.head(agent)?;
+        let mut candidates = Vec::with_capacity(puts.len());
+        for (no, &put) in puts.iter().enumerate() {
+            let port = &mut self.ports[agent];
+            let (fork, _) = again(&mut self.tally.busy_replies, || port.fork(&head))?;
+            self.put(agent, Some(fork), put)?;
+            candidates.push(Candidate {
+                head: self.checkpoint(agent, Some(fork))?,
+                weight: (no + 1) as f64,
+                key: self.value(agent, put).0,
+            });
+            self.discard(agent, fork)?;
+        }
+        let mut values = vec![Vec::new(); puts.len()];
+        let (chosen, _) = again(&mut self.tally.busy_replies, || {
+            self.ports[agent].superpose(&candidates, choice, &mut values)
+        })?;
+        for (&put, value) in puts.iter().zip(&mut values) {
+            std::mem::swap(&mut self.value, value);
+            let (name, id, bytes) = self.value(agent, put);
+            self.tally.version_reads_checked += 1;
+            self.check(!self.value.is_empty(), id, bytes, name);
+        }
+        let expected = choice.map(|choice| candidates[choice].head);
+        self.expect(agent, "the choice", &chosen, &expected);
+        if let (Some(id), Some(choice)) = (chosen, choice) {
+            self.remember(agent, id);
+            self.find(agent, None, puts[choice])?;
+        }
+        Ok(())
     }
 
     /// A branch, work on it, its merge.

@@ -278,7 +278,7 @@ pub(super) fn again<T>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::replay::deeds::Merging;
+    use crate::cli::replay::deeds::{Candidate, Merging};
     use crate::cli::replay::trace::Trace;
     use helios::id::{BranchNo, ObjectId};
     use std::cell::RefCell;
@@ -309,6 +309,7 @@ mod tests {
         SharesCheckpoints,
         HidesConflicts,
         DiffsTooMuch,
+        CollapsesWrong,
     }
 
     type Keys = BTreeMap<Vec<u8>, Vec<u8>>;
@@ -524,6 +525,27 @@ mod tests {
             Ok(differ.map(|(key, _)| key.clone()).collect())
         }
 
+        fn superpose(
+            &mut self,
+            candidates: &[Candidate<'_>],
+            choice: Option<usize>,
+            values: &mut [Vec<u8>],
+        ) -> Result<Option<ObjectId>, Refusal> {
+            self.busy()?;
+            for (candidate, value) in candidates.iter().zip(values) {
+                value.clone_from(&self.made(&candidate.head)[candidate.key]);
+            }
+            let Some(choice) = choice else {
+                return Ok(None);
+            };
+            if self.fault != Fault::CollapsesWrong {
+                self.set_keys(self.made(&candidates[choice].head).clone());
+            }
+            let keys = self.keys();
+            self.made.push(keys);
+            Ok(Some(candidates[choice].head))
+        }
+
         fn tag(&mut self, name: &str) -> Result<(), Refusal> {
             self.busy()?;
             let mut head = [0; 32];
@@ -617,6 +639,7 @@ mod tests {
             Fault::MergesHalf,
             Fault::ForksLeak,
             Fault::SharesCheckpoints,
+            Fault::CollapsesWrong,
         ] {
             let tally = run(fault).unwrap().tally;
             assert!(tally.mismatches > 0, "{fault:?}");

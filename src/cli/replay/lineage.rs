@@ -27,6 +27,8 @@ pub(super) const CYCLE: u32 = 32;
 const CYCLE_STEP: u32 = 13;
 /// Keys that are written on a branch before it is merged.
 pub(super) const BRANCH_WRITES: usize = 4;
+/// Candidates of a superposition.
+pub(super) const CANDIDATES: usize = 3;
 /// Checkpoints that an agent goes back to at most.
 pub(super) const HISTORY_MAX: usize = 4;
 
@@ -53,6 +55,13 @@ pub(super) enum Deed {
     },
     /// A branch from the youngest checkpoint is written to and merged.
     Detour(Detour),
+    /// Several ways to go on from the youngest checkpoint are tried side by side.
+    Superpose {
+        /// What is written for each.
+        candidates: Vec<Put>,
+        /// The one that becomes its state; `None`: none of them.
+        choice: Option<usize>,
+    },
     /// A checkpoint is read as it was.
     LookBack {
         /// Its place in the history.
@@ -153,6 +162,8 @@ impl Lineage {
             11 | 19 => self.detour(now, true, false),
             27 => self.detour(now, true, true),
             7 | 23 => self.look_back(now),
+            15 => self.superpose(now, true),
+            30 => self.superpose(now, false),
             _ => None,
         };
         deeds.extend(deed);
@@ -195,6 +206,21 @@ impl Lineage {
             ours,
             conflict,
         }))
+    }
+
+    fn superpose(&mut self, now: &mut Now<'_>, collapses: bool) -> Option<Deed> {
+        let mut candidates = Vec::new();
+        for _ in 0..CANDIDATES {
+            let slot = self.pick(now.versions, now.slots, &[])?;
+            candidates.push(self.put(slot));
+        }
+        let choice = collapses.then(|| self.below(CANDIDATES));
+        if let Some(choice) = choice {
+            let put = candidates[choice];
+            now.versions[put.slot as usize] = put.version;
+            self.save(now);
+        }
+        Some(Deed::Superpose { candidates, choice })
     }
 
     fn look_back(&mut self, now: &Now<'_>) -> Option<Deed> {

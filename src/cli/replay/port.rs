@@ -3,14 +3,20 @@
 //! Floor 5, part of `replay`. Adds nothing to a call but the name of its tier.
 
 use helios::agent::entry::Tier;
-use helios::client::{Attach, ClientError, Lane, Merged, NewCheckpoint, Policy, Revision, Session};
+use helios::client::{
+    Attach, Choice, ClientError, CollapseOptions, Lane, Merged, NewCheckpoint, NewSuperposition,
+    Policy, Revision, Session,
+};
 use helios::config::Durability;
 use helios::id::{BranchNo, ObjectId};
 
-use super::deeds::{Merging, Versions};
+use super::deeds::{Candidate, Merging, Versions};
 use super::drive::{Port, Refusal};
 use super::scenario::{COMMONS_NAME, Scenario};
 use super::tally::Call;
+
+/// What an agent tries out side by side.
+const SUPERPOSITION: &str = "replay-choice";
 
 /// Attaches the agents of a scenario, in order.
 pub(super) fn attach(session: &Session, scenario: &Scenario) -> Result<Vec<Lane>, ClientError> {
@@ -118,6 +124,43 @@ impl Versions for Lane {
         let [before, after] = [before, after].map(|id| Revision::Checkpoint(*id.as_bytes()));
         let listed = Lane::diff(self, before, after, None, 0)?;
         Ok(listed.items.into_iter().map(|item| item.key).collect())
+    }
+
+    fn superpose(
+        &mut self,
+        candidates: &[Candidate<'_>],
+        choice: Option<usize>,
+        values: &mut [Vec<u8>],
+    ) -> Result<Option<ObjectId>, Refusal> {
+        // One that was interrupted by a Busy answer is in the way.
+        for open in self.superpositions(None)?.items {
+            if open.name == SUPERPOSITION {
+                self.release_superposition(open.no)?;
+            }
+        }
+        let new = NewSuperposition {
+            name: SUPERPOSITION,
+            ..NewSuperposition::default()
+        };
+        let set = Lane::superpose(self, &new)?.no;
+        let mut numbers = Vec::with_capacity(candidates.len());
+        for (candidate, value) in candidates.iter().zip(values) {
+            let head = Revision::Checkpoint(*candidate.head.as_bytes());
+            let added = self.add_candidate(set, head, candidate.weight, "")?;
+            self.reweigh(set, added.no, candidate.weight / 2.0)?;
+            let fork = self.open_candidate(set, added.no)?.no;
+            value.clear();
+            self.on(fork).get(candidate.key, value)?;
+            Lane::discard(self, fork)?;
+            numbers.push(added.no);
+        }
+        let Some(choice) = choice else {
+            self.release_superposition(set)?;
+            return Ok(None);
+        };
+        let choice = Choice::Candidate(numbers[choice]);
+        let collapsed = self.collapse(set, choice, &CollapseOptions::default())?;
+        Ok(Some(collapsed.head))
     }
 
     fn tag(&mut self, name: &str) -> Result<(), Refusal> {

@@ -225,16 +225,16 @@ mod tests {
         now: HashMap<u32, u32>,
         made: Vec<HashMap<u32, u32>>,
         seen: HashSet<(u32, u32)>,
-        deeds: [u32; 5],
+        deeds: [u32; 6],
     }
 
     impl Model {
         fn write(&mut self, put: Put) {
-            self.new(put);
+            self.see(put);
             self.now.insert(put.slot, put.version);
         }
 
-        fn new(&mut self, put: Put) {
+        fn see(&mut self, put: Put) {
             assert!(put.version > 0);
             assert!(self.seen.insert((put.slot, put.version)), "written twice");
         }
@@ -258,7 +258,7 @@ mod tests {
                     0
                 }
                 Deed::Trial { write, found } => {
-                    self.new(*write);
+                    self.see(*write);
                     assert_ne!(write.slot, found.slot);
                     self.find(&self.now, *found);
                     1
@@ -273,6 +273,15 @@ mod tests {
                     detour.theirs.iter().for_each(|put| self.write(*put));
                     self.made.push(self.now.clone());
                     2
+                }
+                Deed::Superpose { candidates, choice } => {
+                    candidates.iter().for_each(|put| self.see(*put));
+                    if let Some(choice) = choice {
+                        let put = candidates[*choice];
+                        self.now.insert(put.slot, put.version);
+                        self.made.push(self.now.clone());
+                    }
+                    5
                 }
                 Deed::LookBack { to, found } => {
                     self.find(&self.history()[*to], *found);
