@@ -320,7 +320,7 @@ impl ObjectIndex {
     /// All objects that are held.
     #[cfg(test)]
     pub fn all(&self) -> impl Iterator<Item = (ObjectNo, &Object)> {
-        let free: std::collections::HashSet<u32> = self.free.iter().copied().collect();
+        let free: HashSet<u32> = self.free.iter().copied().collect();
         let numbered = (0..).map(ObjectNo).zip(&self.objects);
         numbered.filter(move |(no, _)| !free.contains(&no.0))
     }
