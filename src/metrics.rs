@@ -171,6 +171,8 @@ counters! {
     memory_max_bytes,
     /// Whether the I/O core is one of io_uring: 1 or 0; counted by the first shard.
     io_uring,
+    /// Access events that found their stream full.
+    access_events_lost,
 }
 
 /// A latency distribution in nanoseconds, up to a minute, to three digits.

@@ -10,6 +10,7 @@
 //!   is dropped without it leaves what a kill leaves.
 //! - a stale socket is replaced, one that a live runtime answers on is not.
 
+mod agents;
 mod control;
 mod data_dir;
 mod guest;
@@ -24,9 +25,9 @@ mod shard_thread;
 mod tests;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -43,6 +44,7 @@ use crate::id::ShardNo;
 use crate::io::{Backend, IoCore, IoError, IoOptions, ShardDisk, ShardFiles};
 use crate::mesh::mesh;
 use crate::metrics::{ShardCounters, Stats};
+use crate::prefetch::{self, Events};
 use crate::segment::files::tail_file_name;
 use crate::segment::{
     Cut, Directory, Log, LogConfig, LogId, RecoverError, RecoverReport, Recovered, SegmentFiles,
@@ -173,6 +175,8 @@ pub struct Runtime {
     resolved: Resolved,
     recovery: Recovery,
     stop: Arc<AtomicBool>,
+    /// Readers' ends of the shards' access events, until they are taken.
+    events: Mutex<Vec<Option<Events>>>,
     l2_bytes: u64,
     // Last: the lock outlives everything that uses the directory.
     _data_dir: DataDir,
@@ -304,6 +308,7 @@ impl Runtime {
             resolved,
             recovery,
             stop,
+            events: Mutex::default(),
             _data_dir: data_dir,
         };
         runtime.spawn_shards(stores, &commands, &doorbells)?;
@@ -330,7 +335,13 @@ impl Runtime {
                 wall_ms: wall_ms(),
             };
             let counters = Arc::clone(&self.counters);
-            let shard = Shard::new(options, store, port, Arc::clone(&commands[no]), counters);
+            let mut shard = Shard::new(options, store, port, Arc::clone(&commands[no]), counters);
+            let (feed, events) = prefetch::event::stream();
+            shard.set_feed(feed);
+            self.events
+                .get_mut()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(Some(events));
             self.shards.push(ShardThread::spawn(
                 shard,
                 self.resolved.placement.shards[no],

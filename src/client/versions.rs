@@ -470,7 +470,7 @@ impl Lane {
         })
     }
 
-    fn ask_nothing(&mut self, call: &Call<'_>) -> Result<(), ClientError> {
+    pub(super) fn ask_nothing(&mut self, call: &Call<'_>) -> Result<(), ClientError> {
         self.ask(call, None, 0, |_, _| Ok(()))
     }
 
@@ -480,7 +480,7 @@ impl Lane {
         })
     }
 
-    fn ask_list<T>(
+    pub(super) fn ask_list<T>(
         &mut self,
         call: &Call<'_>,
         read: impl FnOnce(&[u8]) -> Result<Vec<T>, ClientError>,
@@ -525,7 +525,7 @@ impl Lane {
 }
 
 /// Reads each item of an answer.
-fn all<'a, W: Deserialize<'a>, T>(
+pub(super) fn all<'a, W: Deserialize<'a>, T>(
     answer: &'a [u8],
     read: impl Fn(W) -> Result<T, ClientError>,
 ) -> Result<Vec<T>, ClientError> {

@@ -125,6 +125,7 @@ pub(super) enum Notice {
 pub(super) enum Outcome {
     Attached(Result<Attached, AttachError>),
     Detached,
+    Told(Result<Vec<u8>, Refusal>),
 }
 
 /// The sender's end of the notices.
@@ -222,7 +223,7 @@ pub(super) struct NewLane {
 /// The control plane.
 #[derive(Debug)]
 pub(super) struct ControlPlane {
-    inboxes: Vec<Inbox>,
+    pub(super) inboxes: Vec<Inbox>,
     access: AccessRules,
     has_rules: bool,
     window_bytes: usize,
@@ -315,6 +316,15 @@ impl ControlPlane {
         self.access.allows(uid, gid, agent)
     }
 
+    pub(super) fn access(&self) -> &AccessRules {
+        &self.access
+    }
+
+    /// The shard that has an agent, or would have it.
+    pub(super) fn home(&self, agent: &[u8]) -> ShardNo {
+        owner(agent, self.shards())
+    }
+
     /// Opens a session; the descriptor is of its region, for the client.
     pub(super) fn open_session(
         &self,
@@ -352,7 +362,7 @@ impl ControlPlane {
             let text = format!("an agent's name has 1 to {AGENT_NAME_BYTES_MAX} bytes");
             return Err(Refusal::new(RefusalCode::Protocol, text));
         }
-        let shard = owner(name.as_bytes(), self.shards());
+        let shard = self.home(name.as_bytes());
         let inbox = &self.inboxes[usize::from(shard.0)];
         let halted = self.halt.load(Ordering::Acquire);
         let gone = inbox.gone().or(halted.then_some(CloseReason::ShardFailed));
@@ -533,7 +543,7 @@ impl ControlPlane {
         self.notices.tell(Notice::ShardGone(shard));
     }
 
-    fn command(&self, shard: ShardNo, command: Command) -> Result<(), CloseReason> {
+    pub(super) fn command(&self, shard: ShardNo, command: Command) -> Result<(), CloseReason> {
         let inbox = &self.inboxes[usize::from(shard.0)];
         inbox.push(command)?;
         if inbox.is_behind() {

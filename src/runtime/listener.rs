@@ -612,6 +612,7 @@ impl Thread {
         let (ticket, deadline) = match frame {
             Frame::Attach { flags, agent } => guest.attach(&self.control, request, *flags, agent),
             Frame::Detach { lane } => guest.detach(&self.control, request, *lane),
+            Frame::Ask { body } => guest.ask(&self.control, request, body),
             // The shard watches the socket too, but misses a frame that is read here first.
             Frame::Bell { shard } => {
                 if let Some(doorbell) = self.control.doorbell(*shard) {
@@ -620,7 +621,7 @@ impl Thread {
                 return Ok(());
             }
             _ => {
-                let text = "a client sends Attach, Detach and Bell in an open session";
+                let text = "a client sends Attach, Detach, Ask and Bell in an open session";
                 return Err(Refusal::new(RefusalCode::Protocol, text));
             }
         };

@@ -167,6 +167,12 @@ impl Agent {
         branches.chain(self.forks.values().map(|fork| &**fork))
     }
 
+    /// All branches with their numbers, without forks.
+    pub fn numbered_branches(&self) -> impl Iterator<Item = (BranchNo, &Branch)> {
+        let numbered = (0..).map(BranchNo).zip(&self.branches);
+        numbered.filter_map(|(no, branch)| Some((no, branch.as_deref()?)))
+    }
+
     /// The number that the next branch gets.
     #[must_use]
     pub fn next_branch(&self) -> BranchNo {

@@ -253,7 +253,7 @@ impl<D: Disk> Store<D> {
     }
 
     /// Appends an object that trees hold, unless it is stored already; whether it was not.
-    fn append_kept(
+    pub(super) fn append_kept(
         &mut self,
         kind: ObjectKind,
         id: ObjectId,
@@ -326,14 +326,29 @@ impl<D: Disk> Store<D> {
         self.nodes.trim();
     }
 
-    /// What a checkpoint says, if it is one of this agent.
+    /// What a checkpoint says, if the agent may read it.
     ///
     /// # Errors
     /// [`Refused::NoSuchRevision`], [`Refused::Cold`], [`Refused::Corrupt`].
     pub fn known(&mut self, at: BranchRef, id: &ObjectId) -> Result<Known, Refused> {
+        self.known_to(Some(at), id)
+    }
+
+    /// What a checkpoint says, whoever may read it: for what follows from it, and never to be shown.
+    ///
+    /// # Errors
+    /// As [`Store::known`].
+    pub fn known_any(&mut self, id: &ObjectId) -> Result<Known, Refused> {
+        self.known_to(None, id)
+    }
+
+    fn known_to(&mut self, at: Option<BranchRef>, id: &ObjectId) -> Result<Known, Refused> {
         let mut bytes = std::mem::take(&mut self.commits.bytes);
         bytes.clear();
-        let read = self.read_checkpoint(at, id, &mut bytes);
+        let read = match at {
+            Some(at) => self.read_checkpoint(at, id, &mut bytes),
+            None => self.read_any_checkpoint(id, &mut bytes),
+        };
         let known = read.and_then(|()| {
             let found = Checkpoint::decode(&bytes).map_err(|_| Refused::Corrupt)?;
             Ok(Known {
@@ -347,7 +362,8 @@ impl<D: Disk> Store<D> {
         known
     }
 
-    /// Copies the bytes of a checkpoint of this agent to the end of `out`.
+    /// Copies the bytes of a checkpoint that the agent may read to the end of `out`: one that it made, or
+    /// adopted.
     ///
     /// # Errors
     /// As [`Store::known`].
@@ -357,12 +373,11 @@ impl<D: Disk> Store<D> {
         id: &ObjectId,
         out: &mut Vec<u8>,
     ) -> Result<(), Refused> {
-        let found = self.tables.objects.find(id);
-        let no = found
-            .filter(|&no| self.tables.objects.get(no).kind == ObjectKind::Checkpoint)
-            .ok_or(Refused::NoSuchRevision)?;
         let from = out.len();
-        self.read_whole(no, out)?;
+        self.read_any_checkpoint(id, out)?;
+        if self.tables.agent(at.agent).adopted.contains(id) {
+            return Ok(());
+        }
         let made_by = Checkpoint::decode(&out[from..])
             .map_err(|_| Refused::Corrupt)?
             .agent;
@@ -370,6 +385,14 @@ impl<D: Disk> Store<D> {
             return Err(Refused::NoSuchRevision);
         }
         Ok(())
+    }
+
+    fn read_any_checkpoint(&mut self, id: &ObjectId, out: &mut Vec<u8>) -> Result<(), Refused> {
+        let found = self.tables.objects.find(id);
+        let no = found
+            .filter(|&no| self.tables.objects.get(no).kind == ObjectKind::Checkpoint)
+            .ok_or(Refused::NoSuchRevision)?;
+        self.read_whole(no, out)
     }
 
     /// Appends what makes a branch of a fork: its record, and one for each change.

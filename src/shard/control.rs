@@ -17,16 +17,18 @@ use std::sync::mpsc::Sender;
 
 use crate::agent::CloseReason;
 use crate::agent::bell::ServerBells;
+use crate::agent::lifecycle::AgentPage;
 use crate::agent::malformed::Malformed;
 use crate::agent::server_lane::ServerLane;
 use crate::agent::socket::FrameSocket;
 use crate::cache::WindowWriter;
 use crate::id::{AgentNo, LaneNo, SessionNo, ShardNo};
+use crate::prefetch::AccessKind;
 use crate::segment::{Disk, Sequence};
 use crate::shard::agent::{BranchRef, MAIN};
 use crate::shard::lanes::{Lane, LaneRef};
 use crate::shard::store::Refused;
-use crate::shard::{COMMANDS_PER_TURN, Shard, Step};
+use crate::shard::{AgentCommand, COMMANDS_PER_TURN, Shard, Step};
 use crate::shared::SharedMemory;
 
 /// Where an answer goes. Given on the shard's thread: what takes it may not wait. It is dropped
@@ -77,6 +79,17 @@ pub enum Command {
         session: SessionNo,
         /// What its lanes are told.
         reason: CloseReason,
+    },
+    /// Do something with an agent.
+    Agent(Box<AgentCommand>),
+    /// List agents of this shard.
+    ListAgents {
+        /// Names after this one.
+        after: Box<[u8]>,
+        /// At most so many.
+        limit: u32,
+        /// Gets them.
+        reply: Answer<AgentPage>,
     },
     /// Another shard is gone: it answers no more reads.
     PeerGone {
@@ -220,6 +233,17 @@ impl<D: Disk> Shard<D> {
                     reply.give(());
                 }
                 Command::EndSession { session, reason } => self.close_session(session, reason),
+                Command::Agent(command) => {
+                    self.deferred = self.take_agent_command(command);
+                    if self.deferred.is_some() {
+                        return taken > 0;
+                    }
+                }
+                Command::ListAgents {
+                    after,
+                    limit,
+                    reply,
+                } => reply.give(self.list_agents(&after, limit)),
                 Command::PeerGone { shard } => self.forget_peer(shard),
                 Command::Shutdown { reply } => {
                     self.draining.get_or_insert_default().reply = Some(reply);
@@ -232,8 +256,9 @@ impl<D: Disk> Shard<D> {
     }
 
     fn attach_waits(&mut self, request: &AttachRequest) -> bool {
-        let writes =
-            self.store.tables.agent_no(&request.agent).is_none() || request.public.is_some();
+        let known = self.store.tables.agent_no(&request.agent);
+        let suspended = known.is_some_and(|it| self.store.tables.agent(it).hot.is_some());
+        let writes = known.is_none() || suspended || request.public.is_some();
         writes && self.store.ready(0, false) == Err(Refused::Wait)
     }
 
@@ -262,10 +287,17 @@ impl<D: Disk> Shard<D> {
                     _ => AttachError::Busy,
                 }),
         };
-        let agent = match outcome {
+        let woken = outcome.and_then(|agent| match self.wake_agent(agent) {
+            Ok(()) => Ok(agent),
+            Err(_) => Err(AttachError::Busy),
+        });
+        let agent = match woken {
             Ok(agent) => agent,
             Err(error) => return reply.give(Err(error)),
         };
+        if known.is_none() {
+            self.tell(AccessKind::Create, agent, MAIN);
+        }
         if !self.lanes.has_session(session) {
             self.lanes
                 .open_session(session, ServerBells::new(bells, self.options.no));
@@ -349,7 +381,7 @@ impl<D: Disk> Shard<D> {
         }
     }
 
-    fn close_lane(&mut self, lane: Lane, reason: CloseReason) {
+    pub(super) fn close_lane(&mut self, lane: Lane, reason: CloseReason) {
         let agent = self.store.tables.agent_mut(lane.agent);
         agent.lanes -= 1;
         if let Some(branch) = agent.branch_mut(lane.branch) {

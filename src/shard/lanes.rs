@@ -26,6 +26,7 @@ use crate::id::{AgentNo, BranchNo, LaneNo, SessionNo, View};
 use crate::segment::index::ObjectNo;
 use crate::shard::agent::{BranchRef, MAIN};
 use crate::shard::large::LargeValue;
+use crate::shard::publish::Brought;
 
 /// Lanes polled at once: one line each in every turn.
 const POLLED_LANES_MAX: usize = 32;
@@ -95,6 +96,8 @@ pub struct Lane {
     pub forks: Vec<BranchNo>,
     /// A large value on its way in.
     pub upload: Option<Box<Upload>>,
+    /// What published names mean to the call that is under way.
+    pub brought: Vec<Brought>,
     /// It is among those to be looked at again.
     pub queued: bool,
     /// Completions were posted in this turn.
@@ -214,6 +217,7 @@ impl Lanes {
             behind: None,
             forks: Vec::new(),
             upload: None,
+            brought: Vec::new(),
             queued: false,
             touched: false,
             last_service: 0,
@@ -391,6 +395,13 @@ impl Lanes {
                 });
             }
         }
+    }
+
+    /// The lanes of an agent, by their sessions and numbers.
+    pub fn of_agent(&self, agent: AgentNo) -> Vec<(SessionNo, LaneNo)> {
+        let lanes = self.of_agent.get(&agent).into_iter().flatten();
+        let lanes = lanes.filter_map(|&index| self.slots[index as usize].lane.as_ref());
+        lanes.map(|lane| (lane.session, lane.no)).collect()
     }
 
     /// Lets every lane on a branch read the window in another view from now on.

@@ -28,21 +28,26 @@ mod base;
 mod call;
 pub mod commit;
 mod control;
+mod copy_in;
+mod copy_out;
 mod fills;
 mod history;
 mod lanes;
 mod large;
+mod lifecycle;
 mod merge;
 pub mod nodes;
 mod parked;
 mod peer;
 mod pending;
+mod publish;
 mod read;
 mod replay;
 #[cfg(test)]
 mod replay_tests;
 mod scan;
 pub mod store;
+mod suspend;
 pub mod tables;
 mod uploads;
 mod write;
@@ -58,6 +63,7 @@ use std::sync::Arc;
 use crossbeam_queue::ArrayQueue;
 
 pub use control::{Answer, AttachError, AttachRequest, Attached, Command, Event, SharedWindow};
+pub use lifecycle::{AgentAnswer, AgentCommand, AgentError, AgentVerb};
 pub use peer::{PeerMessage, owner};
 pub use tables::{Tables, TablesError};
 
@@ -66,6 +72,7 @@ use crate::config::Durability;
 use crate::id::ShardNo;
 use crate::mesh::Port;
 use crate::metrics::{ShardCounters, thread_allocations};
+use crate::prefetch::Feed;
 use crate::segment::index::ObjectNo;
 use crate::segment::{Disk, IoReply, Sequence};
 use agent::BranchRef;
@@ -177,6 +184,11 @@ pub struct Shard<D> {
     /// Shards that are gone.
     lost_peers: Vec<ShardNo>,
     staged_peers: Vec<(ShardNo, PeerMessage)>,
+    exports: copy_out::Exports,
+    imports: copy_in::Imports,
+    warming: suspend::Warming,
+    /// Where events go, if somebody may listen.
+    feed: Option<Feed>,
     uploads: Uploads,
     /// Lanes whose uploads have parts that are not flushed.
     unflushed_uploads: Vec<LaneRef>,
@@ -224,6 +236,10 @@ impl<D: Disk> Shard<D> {
             unsent: VecDeque::new(),
             lost_peers: Vec::new(),
             staged_peers: Vec::new(),
+            exports: copy_out::Exports::default(),
+            imports: copy_in::Imports::default(),
+            warming: suspend::Warming::default(),
+            feed: None,
             uploads: Uploads::default(),
             unflushed_uploads: Vec::new(),
             last_tier: Tier::None,
@@ -247,6 +263,9 @@ impl<D: Disk> Shard<D> {
         let mut worked = self.take_replies();
         worked |= self.take_commands();
         worked |= self.take_messages();
+        worked |= self.turn_exports();
+        worked |= self.turn_imports();
+        worked |= self.turn_warming();
         worked |= self.resume();
         let mut ready = std::mem::take(&mut self.ready);
         for at in self.again.drain(..) {
@@ -277,7 +296,11 @@ impl<D: Disk> Shard<D> {
         !self.again.is_empty()
             || !self.resumed.is_empty()
             || self.store.has_retired()
+            || self.store.is_cooling()
             || !self.unsent.is_empty()
+            || self.exports.has_work()
+            || self.imports.has_work()
+            || self.warming.has_work()
             || !self.commands.is_empty()
             || self.deferred.is_some()
             || !self.port.is_empty()
@@ -488,6 +511,7 @@ impl<D: Disk> Shard<D> {
             let _ = self.flush();
         }
         self.store.retire_some(RETIRED_PER_TURN);
+        self.store.cool_some(RETIRED_PER_TURN);
         self.store.nodes.trim();
         self.drive_log();
         self.wake_touched();
@@ -556,6 +580,8 @@ impl<D: Disk> Shard<D> {
                 self.drop_unflushed_uploads();
                 self.release_peers(false);
                 self.answer_commands(false);
+                self.fail_imports(status, |_| true);
+                self.let_imports_go();
             }
         }
         self.staged = staged;

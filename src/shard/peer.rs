@@ -9,7 +9,7 @@
 use crate::agent::entry::{BusyReason, Completion, Status, Submission, Tier};
 use crate::agent::layout::ARENA_BYTES_MAX;
 use crate::id::{ObjectId, ShardNo};
-use crate::segment::Disk;
+use crate::segment::{Disk, ObjectKind};
 use crate::shard::agent::{BranchRef, MAIN};
 use crate::shard::lanes::LaneRef;
 use crate::shard::pending::{Destination, PeerRead};
@@ -47,6 +47,45 @@ pub enum PeerMessage {
         /// The bytes.
         bytes: Vec<u8>,
     },
+    /// The sender wants to copy what an agent of the receiver has published.
+    Open {
+        /// The sender's number for the copy.
+        ticket: u64,
+        /// The agent's name.
+        agent: Box<[u8]>,
+        /// The published name.
+        name: Box<str>,
+    },
+    /// The answer: the checkpoint.
+    Opened {
+        /// As in the question.
+        ticket: u64,
+        /// It is offered now; or why not.
+        root: Result<ObjectId, Status>,
+    },
+    /// The sender wants objects that were offered to it.
+    Want {
+        /// The copy.
+        ticket: u64,
+        /// Objects to send.
+        wanted: Vec<ObjectId>,
+        /// Objects that it has: they are offered no more.
+        known: Vec<ObjectId>,
+    },
+    /// An object; those that it names are offered with it.
+    Object {
+        /// The copy.
+        ticket: u64,
+        /// The object.
+        id: ObjectId,
+        /// What it is, and its bytes; or why it can't be had.
+        found: Result<(ObjectKind, Vec<u8>), Status>,
+    },
+    /// A copy is over.
+    Close {
+        /// The copy.
+        ticket: u64,
+    },
 }
 
 /// The shard that owns an agent: the same for as long as the number of shards is.
@@ -68,7 +107,7 @@ impl<D: Disk> Shard<D> {
         scratch.copy_key(lane, entry);
         scratch.copy_value(lane, entry.value);
         let (name, key) = (&scratch.value, &scratch.key);
-        let owner = owner(name, self.port.shards());
+        let owner = self.home(name);
         if owner != self.options.no {
             return self.ask_peer(at, entry, owner, name, key);
         }
@@ -190,10 +229,30 @@ impl<D: Disk> Shard<D> {
                 )) => {
                     self.take_peer_reply(ticket, *completion, &bytes);
                 }
+                Some((shard, message)) => self.take_copy_message(shard, message),
                 None => return taken > 0,
             }
         }
         true
+    }
+
+    fn take_copy_message(&mut self, shard: ShardNo, message: PeerMessage) {
+        match message {
+            PeerMessage::Open {
+                ticket,
+                agent,
+                name,
+            } => self.open_export(shard, ticket, &agent, &name),
+            PeerMessage::Opened { ticket, root } => self.opened(ticket, root),
+            PeerMessage::Want {
+                ticket,
+                wanted,
+                known,
+            } => self.want_exports(shard, ticket, &wanted, &known),
+            PeerMessage::Object { ticket, id, found } => self.arrived(ticket, id, found),
+            PeerMessage::Close { ticket } => self.close_export(shard, ticket),
+            PeerMessage::Read { .. } | PeerMessage::Reply { .. } => {}
+        }
     }
 
     fn read_for_peer(
@@ -310,6 +369,8 @@ impl<D: Disk> Shard<D> {
                 Completion::new(read.user_data, Status::ShuttingDown),
             );
         }
+        self.fail_imports(Status::ShuttingDown, |_| true);
+        self.exports.clear();
         self.unsent.clear();
     }
 
@@ -323,6 +384,8 @@ impl<D: Disk> Shard<D> {
             busy.detail = BusyReason::Mesh as u32;
             self.finish(read.lane, busy);
         }
+        self.fail_imports(Status::Busy, |owner| owner == shard);
+        self.exports.forget_peer(shard);
     }
 
     fn take_peer_reply(&mut self, ticket: u64, mut completion: Completion, bytes: &[u8]) {

@@ -152,6 +152,8 @@ pub struct Store<D> {
     pub(super) commits: Commits,
     /// Working sets that were given up, and still hold references.
     pub(super) retired: VecDeque<Retired>,
+    /// The same of agents that are suspended or gone: L2 lets go of their values, too.
+    pub(super) cooling: VecDeque<Retired>,
     index_bytes_max: u64,
     index_bytes: u64,
     delete_reserve_bytes: usize,
@@ -181,6 +183,7 @@ impl<D: Disk> Store<D> {
             l2,
             commits: Commits::default(),
             retired: VecDeque::new(),
+            cooling: VecDeque::new(),
             index_bytes_max,
             index_bytes,
             delete_reserve_bytes,
@@ -653,7 +656,7 @@ impl<D: Disk> Store<D> {
         }
     }
 
-    fn forget_cached(&mut self, no: ObjectNo) {
+    pub(super) fn forget_cached(&mut self, no: ObjectNo) {
         let entry = self.tables.objects.get(no).cached;
         if entry != NOT_CACHED {
             self.l2.remove(EntryNo(entry));

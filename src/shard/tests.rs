@@ -310,7 +310,12 @@ impl World {
         for object in self.shard.store.undo_objects() {
             *wanted.entry(object).or_default() += 1;
         }
-        if !self.shard.pending.is_empty() || self.shard.store.has_retired() {
+        let busy = !self.shard.pending.is_empty()
+            || self.shard.store.has_retired()
+            || self.shard.store.is_cooling()
+            || !self.shard.imports.is_empty()
+            || !self.shard.warming.is_empty();
+        if busy {
             return;
         }
         // What a tree may hold stays without any reference; so does what was found to be damaged.

@@ -46,7 +46,7 @@ pub use read::{Scan, count, get};
 pub use value::{BLOB_BYTES_MAX, INLINE_BYTES_MAX, Value};
 pub use write::TreeWriter;
 
-use node::Node;
+use node::{Node, Place};
 
 /// The id of the tree without keys: that of the bytes `01 00 00 00`, a leaf without entries. No such
 /// node is stored, or ever asked for.
@@ -74,6 +74,32 @@ pub trait Nodes {
 /// What is wrong with them.
 pub fn check_node(bytes: &[u8]) -> Result<(), Damage> {
     Node::open(bytes)?.check()
+}
+
+/// What an entry of a node refers to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reference<'a> {
+    /// A node of the level below.
+    Node(ObjectId),
+    /// A value.
+    Value(Value<'a>),
+}
+
+/// Hands over what the entries of a node refer to, in their order.
+///
+/// # Errors
+/// What is wrong with the bytes.
+pub fn references<'n>(bytes: &'n [u8], mut each: impl FnMut(Reference<'n>)) -> Result<(), Damage> {
+    let node = Node::open(bytes)?;
+    let mut place = Place::default();
+    while place.index < node.len() {
+        each(match node.level() {
+            0 => Reference::Value(node.value(&place)),
+            _ => Reference::Node(node.child(place.index).0),
+        });
+        place = node.next(&place);
+    }
+    Ok(())
 }
 
 fn open<'n>(nodes: &'n impl Nodes, id: &ObjectId) -> Result<Node<'n>, TreeError> {
