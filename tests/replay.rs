@@ -8,6 +8,16 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+/// What agents do with versions of their state, by the names of its latencies.
+const VERSION_CALLS: [&str; 7] = [
+    "checkpoint",
+    "checkpoint_power",
+    "branch",
+    "restore",
+    "merge",
+    "fork_write_discard",
+    "diff",
+];
 const HEADER: &str = "agent_id,seq,key,op\n";
 
 /// A folder with a configuration and a trace of two hundred short processes.
@@ -135,7 +145,19 @@ fn twenty_agents_read_what_they_wrote() {
     let reads = count("l1_hit") + count("l2_hit") + count("l3_hit") + count("cold");
     assert!(reads > 0 && count("write") > 0 && count("sync") > 0);
     assert_eq!(report["operations"], reads + count("write") + count("sync"));
-    assert!(report["verify"]["reads_checked"].as_u64().unwrap() >= reads);
+    // What is read on branches, in forks and at checkpoints comes to it.
+    assert!(report["verify"]["reads_checked"].as_u64().unwrap() > reads);
+    for name in VERSION_CALLS {
+        let latency = &report["latency_ns"][name];
+        assert!(count(name) > 0, "{name}");
+        assert!(latency["p50"].as_u64() <= latency["max"].as_u64(), "{name}");
+    }
+    let storage = |name: &str| report["storage"][name].as_u64().unwrap();
+    assert!(storage("logical_bytes") > 0);
+    assert!(
+        storage("stored_bytes") > storage("logical_bytes"),
+        "history is kept"
+    );
     let ratio = |name: &str| report["hit_ratio"][name].as_f64().unwrap();
     assert!((ratio("l1") + ratio("l2") - ratio("memory")).abs() < 1e-9);
     for name in ["l1", "l2", "memory", "lru", "opt", "infinite"] {
@@ -169,6 +191,9 @@ fn a_table_is_shown_with_think_times_and_one_worker() {
     for part in [
         "3 agents in 1 workers",
         "L1 hit",
+        "checkpoint, power",
+        "fork write discard",
+        "storage     ",
         "hit ratio",
         "0 mismatches",
         "replay-report.json",
@@ -262,6 +287,7 @@ fn a_runtime_that_is_served_elsewhere_can_be_replayed() {
         assert!(output.status.success(), "{}", text(&output.stderr));
         let report: Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
         assert_eq!(report["verify"]["mismatches"], 0);
+        assert!(report["latency_ns"]["checkpoint"]["count"].as_u64() > Some(0));
         assert!(report["memory"]["rss_bytes"].as_u64().unwrap() > 0);
         assert!(report["cpu"]["busy_share_idle"].is_f64());
     }

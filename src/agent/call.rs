@@ -439,7 +439,8 @@ pub struct Conflict<'a> {
     /// The key.
     #[serde(borrow)]
     pub key: &'a [u8],
-    /// What it named where the two histories part.
+    /// What it named where the two histories part; `None` also where they part in several places that do
+    /// not agree.
     pub base: Option<ValueInfo>,
     /// What it names in the branch.
     pub ours: Option<ValueInfo>,

@@ -60,7 +60,7 @@ pub enum ClientError {
     /// A name that nothing can have.
     #[error(transparent)]
     BadName(#[from] BadName),
-    /// Two histories without a checkpoint in common can't be merged.
+    /// Two histories without a checkpoint in common, or whose common ones were pruned, can't be merged.
     #[error("the two histories have no checkpoint in common")]
     Unrelated,
     /// The branch can't be deleted while lanes are on it.

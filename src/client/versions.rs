@@ -129,7 +129,8 @@ pub struct KeyDifference {
 pub struct MergeConflict {
     /// The key.
     pub key: Vec<u8>,
-    /// What it named where the two histories part.
+    /// What it named where the two histories part. `None`: nothing, or the histories have merged each
+    /// other, and their last common states do not agree on the key.
     pub base: Option<ValueRef>,
     /// What it names in the branch.
     pub ours: Option<ValueRef>,

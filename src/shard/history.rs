@@ -1,11 +1,12 @@
-//! Histories: what a revision means, which checkpoints come before one, and what two of them share.
+//! Histories: what a revision means, and which checkpoints come before one.
 //!
 //! Floor 2. Checkpoints name their parents; a parent's sequence is always below its child's, so that a
-//! walk in falling order of sequence meets every checkpoint after all that follow it.
+//! walk in falling order of sequence meets every checkpoint after all that follow it. A parent that is not
+//! stored (pruned), or not readable (foreign), is where history ends.
 //!
 //! Cost: one object of some 200 bytes per checkpoint passed.
 
-use std::collections::{BinaryHeap, HashMap, HashSet};
+use std::collections::{BinaryHeap, HashSet};
 
 use crate::agent::call::{self, Id, Logged, Revision};
 use crate::id::{BranchNo, OBJECT_ID_BYTES, ObjectId};
@@ -68,7 +69,11 @@ impl Walk {
         };
         let id = ObjectId::from_bytes(id);
         for parent in store.known(at, &id)?.parents {
-            self.push(store, at, &parent).map_err(Refused::of_named)?;
+            match self.push(store, at, &parent) {
+                // Pruned, or foreign: what is known of history ends there.
+                Ok(()) | Err(Refused::NoSuchRevision) => {}
+                Err(refused) => return Err(refused),
+            }
         }
         Ok(Some(id))
     }
@@ -136,8 +141,7 @@ impl<D: Disk> Shard<D> {
 }
 
 impl Refused {
-    /// For a checkpoint that a branch, a tag or another checkpoint names: where it can't be found, it is
-    /// damaged.
+    /// For a checkpoint that a branch or a tag names: where it can't be found, it is damaged.
     fn of_named(self) -> Self {
         match self {
             Self::NoSuchRevision => Self::Corrupt,
@@ -175,46 +179,5 @@ impl<D: Disk> Store<D> {
             (None, _) => EMPTY_TREE,
         };
         Ok(Target { head, tree })
-    }
-
-    /// The youngest checkpoint that both histories have.
-    ///
-    /// # Errors
-    /// [`Refused::Cold`], [`Refused::Corrupt`].
-    pub fn common_ancestor(
-        &mut self,
-        at: BranchRef,
-        one: &ObjectId,
-        other: &ObjectId,
-    ) -> Result<Option<ObjectId>, Refused> {
-        const BOTH: u8 = 3;
-        let mut ahead = BinaryHeap::new();
-        let mut sides = HashMap::new();
-        for (id, side) in [(one, 1), (other, 2)] {
-            ahead.push((
-                self.known(at, id).map_err(Refused::of_named)?.sequence,
-                *id.as_bytes(),
-            ));
-            *sides.entry(*id.as_bytes()).or_insert(0) |= side;
-        }
-        while let Some((_, id)) = ahead.pop() {
-            let side = sides[&id];
-            let id = ObjectId::from_bytes(id);
-            if side == BOTH {
-                return Ok(Some(id));
-            }
-            for parent in self.known(at, &id)?.parents {
-                let bytes = *parent.as_bytes();
-                let known = sides.entry(bytes).or_insert(0);
-                if *known == 0 {
-                    ahead.push((
-                        self.known(at, &parent).map_err(Refused::of_named)?.sequence,
-                        bytes,
-                    ));
-                }
-                *known |= side;
-            }
-        }
-        Ok(None)
     }
 }

@@ -1,20 +1,19 @@
 //! Merges: what two histories did since they parted, brought together in one of them.
 //!
-//! Floor 2. The branch is `ours`, what is merged into it `theirs`, the youngest checkpoint of both the
-//! base. A merge is a checkpoint with two parents, or, where the branch has nothing of its own, a step
-//! ahead; with a conflict it is neither, and nothing changed.
+//! Floor 2. The branch is `ours`, what is merged into it `theirs`, what both come from the base
+//! (`ancestors`). A merge is a checkpoint with two parents, or, where the branch has nothing of its own, a
+//! step ahead; with a conflict it is neither, and nothing changed.
 
 use crate::agent::call::{self, Conflict, Merged, Revision};
 use crate::agent::entry::Status;
 use crate::id::ObjectId;
 use crate::segment::Disk;
 use crate::shard::Shard;
-use crate::shard::agent::BranchRef;
 use crate::shard::call::{Asker, Failed, Outcome, checkpointed, committed, made, value_info};
 use crate::shard::commit::Asked;
 use crate::shard::store::Refused;
 use crate::state::checkpoint::Metadata;
-use crate::state::tree::{self, EMPTY_TREE, PrefixRule};
+use crate::state::tree::{self, Base, EMPTY_TREE, PrefixRule};
 
 /// Conflicts listed in one answer.
 const CONFLICTS_MAX: usize = 256;
@@ -36,15 +35,19 @@ impl<D: Disk> Shard<D> {
         if expect.is_some_and(|expected| expected != head) {
             return Err(Refused::StaleHead(head).into());
         }
-        let base = match (head, theirs.head) {
-            (_, None) => theirs.head,
-            (None, Some(_)) => None,
+        let bases = match (head, theirs.head) {
             (Some(ours), Some(theirs)) => {
-                let base = self.store.common_ancestor(place, &ours, &theirs)?;
-                Some(base.ok_or(Status::Unrelated)?)
+                let bases = self
+                    .store
+                    .best_common_ancestors(place, &[ours], &[theirs])?;
+                if bases.is_empty() {
+                    return Err(Status::Unrelated.into());
+                }
+                bases
             }
+            _ => Vec::new(),
         };
-        let Some(their_head) = theirs.head.filter(|&theirs| base != Some(theirs)) else {
+        let Some(their_head) = theirs.head.filter(|&theirs| bases != [theirs]) else {
             call::push(&Merged::Nothing, &mut self.answer);
             return Ok(Outcome::default());
         };
@@ -52,9 +55,12 @@ impl<D: Disk> Shard<D> {
             return Err(Refused::Unsaved(changes).into());
         }
         let our_tree = self.store.tables.branch(place).base;
-        let base_tree = self.tree_of(place, base)?;
+        let base = match &*bases {
+            [] => Base::Tree(EMPTY_TREE),
+            bases => self.store.merge_base(place, bases)?,
+        };
         // What was restored and not checkpointed since is not what the head says: it is ours all the same.
-        if base == head && our_tree == base_tree {
+        if bases.as_slice() == head.as_slice() && base == Base::Tree(our_tree) {
             let sequence =
                 self.store
                     .append_branch(place, None, theirs.head, theirs.tree, false)?;
@@ -65,7 +71,7 @@ impl<D: Disk> Shard<D> {
             return Ok(committed(sequence));
         }
         let mut merge = tree::Merge::default();
-        merge.start(base_tree, our_tree, theirs.tree);
+        merge.start(base, our_tree, theirs.tree);
         let merged = self
             .store
             .with_nodes(|nodes| merge.run(nodes, rules, CONFLICTS_MAX))?;
@@ -83,13 +89,6 @@ impl<D: Disk> Shard<D> {
         self.move_branch(place, &name, Some(prepared.id), prepared.tree);
         call::push(&Merged::Merged(checkpointed(&prepared)), &mut self.answer);
         Ok(made(&prepared))
-    }
-
-    fn tree_of(&mut self, at: BranchRef, head: Option<ObjectId>) -> Result<ObjectId, Refused> {
-        match head {
-            Some(head) => Ok(self.store.known(at, &head)?.tree),
-            None => Ok(EMPTY_TREE),
-        }
     }
 
     fn list_conflicts(&mut self, by: Asker, found: &tree::Conflicts, more: bool) -> Outcome {

@@ -24,6 +24,7 @@
 //! - a completion is posted only after the window's old value was dropped.
 
 pub mod agent;
+mod ancestors;
 mod base;
 mod call;
 pub mod commit;

@@ -13,6 +13,8 @@ use crate::segment::index::ObjectNo;
 use crate::segment::memory::{FailedWrite, MemoryDisk, Random};
 use crate::segment::{DiskError, ObjectKind};
 
+mod ancestors;
+
 /// By branch: how many changes it has, whether it has a head, what its keys name.
 type State = BTreeMap<String, (u64, bool, BTreeMap<Vec<u8>, Vec<u8>>)>;
 

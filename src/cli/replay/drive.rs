@@ -7,12 +7,14 @@
 //! - a time starts right before a call and ends right after it; making and checking values is
 //!   outside.
 //! - a read is right only if exactly the bytes of the expected version came back.
+//! - what an agent does beside its script comes right after the access that it belongs to (`deeds`).
 //! - a call that is answered with Busy is made again and changes no count but that of Busy; after
 //!   [`BUSY_MAX`] without an end the replay fails.
 
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::deeds::{Ids, Versions};
 use super::messages::{Progress, Walked};
 use super::scenario::{COMMONS_NAME, Deal, Scenario};
 use super::tally::{Call, Tally, elapsed_ns};
@@ -31,7 +33,7 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 const SLEEP_MIN_NS: u64 = 60_000;
 
 /// An agent's way to its state.
-pub(super) trait Port {
+pub(super) trait Port: Versions {
     /// Replaces `value` by the agent's own value of a key; `None` if there is none.
     fn get(&mut self, key: &[u8], value: &mut Vec<u8>) -> Result<Option<Call>, Refusal>;
     /// The same for a value of the commons.
@@ -53,16 +55,19 @@ pub(super) enum Refusal {
 
 /// The agents of one worker, at work.
 pub(super) struct Drive<'a, P> {
-    scenario: &'a Scenario,
-    ports: Vec<P>,
-    values: Values,
+    pub(super) scenario: &'a Scenario,
+    pub(super) ports: Vec<P>,
+    pub(super) values: Values,
     walk: Walk,
     /// Nanoseconds of the schedule that earlier walks used up.
     schedule_ns: u64,
-    value: Vec<u8>,
-    tally: Tally,
+    pub(super) value: Vec<u8>,
+    pub(super) tally: Tally,
+    /// Each agent's checkpoints.
+    pub(super) ids: Vec<Ids>,
     unsynced: Vec<bool>,
     next_sync: Instant,
+    pub(super) next_power: Instant,
 }
 
 impl<'a, P: Port> Drive<'a, P> {
@@ -76,9 +81,11 @@ impl<'a, P: Port> Drive<'a, P> {
             schedule_ns: 0,
             value: Vec::new(),
             tally: Tally::default(),
+            ids: vec![Ids::new(); ports.len()],
             unsynced: vec![false; ports.len()],
             ports,
             next_sync: Instant::now(),
+            next_power: Instant::now(),
         }
     }
 
@@ -101,7 +108,8 @@ impl<'a, P: Port> Drive<'a, P> {
             again(&mut 0, || port.sync())?;
         }
         let mut look = Instant::now();
-        for (agent, port) in self.scenario.agents.iter().zip(&mut self.ports) {
+        for (index, agent) in self.scenario.agents.iter().enumerate() {
+            let port = &mut self.ports[index];
             for slot in agent.slots.iter().filter(|slot| slot.preload) {
                 let id = initial(agent.number, slot.key.hash);
                 self.values.fill(id, slot.key.bytes, &mut self.value);
@@ -109,6 +117,7 @@ impl<'a, P: Port> Drive<'a, P> {
                 again(&mut 0, || port.put(name, &self.value))?;
                 done += 1;
             }
+            self.begin_history(index)?;
             if look.elapsed() > PROGRESS_INTERVAL {
                 look = Instant::now();
                 progress(Progress { done })?;
@@ -147,6 +156,7 @@ impl<'a, P: Port> Drive<'a, P> {
         Ok(Walked {
             accesses,
             seconds: elapsed.as_secs_f64(),
+            state_bytes: self.walk.state_bytes(self.scenario),
             tally: std::mem::take(&mut self.tally),
         })
     }
@@ -189,16 +199,21 @@ impl<'a, P: Port> Drive<'a, P> {
             if let Some(tier) = found {
                 self.tally.time(tier, ns);
             }
+            self.tally.reads_checked += 1;
             self.check(found.is_some(), id, key.bytes, name);
         }
         if access.last && self.unsynced[access.agent] {
             self.sync(access.agent)?;
         }
+        for no in 0..self.walk.deeds().len() {
+            let deed = self.walk.deeds()[no].clone();
+            self.carry_out(access.agent, &deed)?;
+        }
         Ok(())
     }
 
-    fn check(&mut self, found: bool, id: ValueId, bytes: u32, name: &[u8]) {
-        self.tally.reads_checked += 1;
+    /// Compares what was found, in the drive's buffer, with the value that must be there.
+    pub(super) fn check(&mut self, found: bool, id: ValueId, bytes: u32, name: &[u8]) {
         let who = |reason: String| {
             let name = String::from_utf8_lossy(name);
             match id.owner {
@@ -237,7 +252,7 @@ fn initial(owner: u32, key_hash: u64) -> ValueId {
 }
 
 /// Makes a call until it is not answered with Busy; returns how long the last one took.
-fn again<T>(
+pub(super) fn again<T>(
     busy: &mut u64,
     mut call: impl FnMut() -> Result<T, Refusal>,
 ) -> anyhow::Result<(T, u64)> {
@@ -263,9 +278,11 @@ fn again<T>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::replay::deeds::Merging;
     use crate::cli::replay::trace::Trace;
+    use helios::id::{BranchNo, ObjectId};
     use std::cell::RefCell;
-    use std::collections::HashMap;
+    use std::collections::{BTreeMap, HashMap};
     use std::path::Path;
     use std::rc::Rc;
 
@@ -278,7 +295,7 @@ mod tests {
     type State = HashMap<(usize, Vec<u8>), Vec<u8>>;
 
     /// What the runtime may do wrong.
-    #[derive(Clone, Copy, PartialEq)]
+    #[derive(Clone, Copy, PartialEq, Debug)]
     enum Fault {
         None,
         LosesAWrite,
@@ -286,6 +303,21 @@ mod tests {
         CutsShort,
         Forgets,
         NeverReady,
+        RestoresNothing,
+        MergesHalf,
+        ForksLeak,
+        SharesCheckpoints,
+        HidesConflicts,
+        DiffsTooMuch,
+    }
+
+    type Keys = BTreeMap<Vec<u8>, Vec<u8>>;
+
+    /// A branch or fork that is not main.
+    struct Other {
+        name: String,
+        base: Keys,
+        keys: Keys,
     }
 
     /// A runtime made of one map.
@@ -294,9 +326,49 @@ mod tests {
         state: Rc<RefCell<State>>,
         fault: Fault,
         calls: u64,
+        others: BTreeMap<u32, Other>,
+        made: Vec<Keys>,
+        tags: HashMap<String, ObjectId>,
     }
 
     impl Model {
+        fn keys(&self) -> Keys {
+            let state = self.state.borrow();
+            let own = state.iter().filter(|((agent, _), _)| *agent == self.agent);
+            own.map(|((_, key), value)| (key.clone(), value.clone()))
+                .collect()
+        }
+
+        fn set_keys(&mut self, keys: Keys) {
+            let mut state = self.state.borrow_mut();
+            state.retain(|(agent, _), _| *agent != self.agent);
+            let own = keys.into_iter();
+            state.extend(own.map(|(key, value)| ((self.agent, key), value)));
+        }
+
+        fn make(&mut self, keys: Keys) -> ObjectId {
+            self.made.push(keys);
+            let mut id = [0; 32];
+            id[..8].copy_from_slice(&self.made.len().to_le_bytes());
+            ObjectId::from_bytes(id)
+        }
+
+        fn made(&self, id: &ObjectId) -> &Keys {
+            let (number, _) = id.as_bytes().split_first_chunk().unwrap();
+            let index = usize::from_le_bytes(*number) - 1;
+            match self.fault {
+                Fault::SharesCheckpoints => self.made.last().unwrap(),
+                _ => &self.made[index],
+            }
+        }
+
+        fn open(&mut self, name: &str, keys: Keys) -> BranchNo {
+            let no = self.others.keys().last().map_or(1, |last| last + 1);
+            let base = keys.clone();
+            let name = name.to_owned();
+            self.others.insert(no, Other { name, base, keys });
+            BranchNo(no)
+        }
         fn busy(&mut self) -> Result<(), Refusal> {
             self.calls += 1;
             if self.calls.is_multiple_of(7) {
@@ -350,6 +422,123 @@ mod tests {
         }
     }
 
+    impl Versions for Model {
+        fn checkpoint(&mut self, on: Option<BranchNo>, _: bool) -> Result<ObjectId, Refusal> {
+            self.busy()?;
+            let keys = on.map_or_else(|| self.keys(), |on| self.others[&on.0].keys.clone());
+            Ok(self.make(keys))
+        }
+
+        fn branch(&mut self, name: &str) -> Result<BranchNo, Refusal> {
+            self.busy()?;
+            assert!(self.others.values().all(|other| other.name != name));
+            let keys = self.made.last().unwrap().clone();
+            Ok(self.open(name, keys))
+        }
+
+        fn remove_branch(&mut self, name: &str) -> Result<(), Refusal> {
+            self.busy()?;
+            self.others.retain(|_, other| other.name != name);
+            Ok(())
+        }
+
+        fn fork(&mut self, from: &ObjectId) -> Result<BranchNo, Refusal> {
+            self.busy()?;
+            let keys = self.made(from).clone();
+            Ok(self.open("", keys))
+        }
+
+        fn discard(&mut self, fork: BranchNo) -> Result<(), Refusal> {
+            self.busy()?;
+            let gone = self.others.remove(&fork.0);
+            assert!(gone.is_some_and(|gone| gone.name.is_empty()));
+            Ok(())
+        }
+
+        fn put_on(&mut self, on: BranchNo, key: &[u8], value: &[u8]) -> Result<(), Refusal> {
+            self.busy()?;
+            if self.fault == Fault::ForksLeak {
+                let place = (self.agent, key.to_vec());
+                self.state.borrow_mut().insert(place, value.to_vec());
+            }
+            let other = self.others.get_mut(&on.0).unwrap();
+            other.keys.insert(key.to_vec(), value.to_vec());
+            Ok(())
+        }
+
+        fn get_on(
+            &mut self,
+            on: BranchNo,
+            key: &[u8],
+            value: &mut Vec<u8>,
+        ) -> Result<bool, Refusal> {
+            self.busy()?;
+            value.clear();
+            let found = self.others[&on.0].keys.get(key);
+            value.extend(found.into_iter().flatten());
+            Ok(found.is_some())
+        }
+
+        fn merge(&mut self, from: &str, theirs: Option<&[u8]>) -> Result<Merging, Refusal> {
+            self.busy()?;
+            let (mut keys, mut conflicts) = (self.keys(), Vec::new());
+            let other = self.others.values().find(|other| other.name == from);
+            let other = other.unwrap();
+            for (key, value) in &other.keys {
+                let base = other.base.get(key);
+                let ours = keys.get(key);
+                if Some(value) == base || Some(value) == ours {
+                    continue;
+                }
+                if ours != base && theirs != Some(key) {
+                    conflicts.push(key.clone());
+                    continue;
+                }
+                keys.insert(key.clone(), value.clone());
+                if self.fault == Fault::MergesHalf {
+                    break;
+                }
+            }
+            if !conflicts.is_empty() && self.fault != Fault::HidesConflicts {
+                return Ok(Merging::Conflicts(conflicts));
+            }
+            self.set_keys(keys.clone());
+            Ok(Merging::Done(self.make(keys)))
+        }
+
+        fn restore(&mut self, to: &ObjectId) -> Result<(), Refusal> {
+            self.busy()?;
+            if self.fault != Fault::RestoresNothing {
+                self.set_keys(self.made(to).clone());
+            }
+            Ok(())
+        }
+
+        fn diff(&mut self, before: &ObjectId, after: &ObjectId) -> Result<Vec<Vec<u8>>, Refusal> {
+            self.busy()?;
+            let (before, after) = (self.made(before), self.made(after));
+            let all = self.fault == Fault::DiffsTooMuch;
+            let differ = after
+                .iter()
+                .filter(|(key, value)| all || before.get(*key) != Some(value));
+            Ok(differ.map(|(key, _)| key.clone()).collect())
+        }
+
+        fn tag(&mut self, name: &str) -> Result<(), Refusal> {
+            self.busy()?;
+            let mut head = [0; 32];
+            head[..8].copy_from_slice(&self.made.len().to_le_bytes());
+            self.tags
+                .insert(name.to_owned(), ObjectId::from_bytes(head));
+            Ok(())
+        }
+
+        fn tagged(&mut self, name: &str) -> Result<Option<ObjectId>, Refusal> {
+            self.busy()?;
+            Ok(self.tags.get(name).copied())
+        }
+    }
+
     fn scenario() -> Scenario {
         let mut text = String::from("agent_id,seq,key,op\n");
         for process in 0..8 {
@@ -374,6 +563,9 @@ mod tests {
             state: Rc::clone(&state),
             fault,
             calls: 0,
+            others: BTreeMap::new(),
+            made: Vec::new(),
+            tags: HashMap::new(),
         };
         let ports = (0..5).map(|agent| port(agent, fault)).collect();
         let mut drive = Drive::new(&scenario, &DEAL, 0.0, ports);
@@ -381,7 +573,7 @@ mod tests {
         let mut walked = drive.walk(Duration::ZERO, |_| Ok(()))?;
         assert_eq!(walked.accesses, 0);
         // A walk of no time makes no access: step by hand.
-        for _ in 0..2000 {
+        for _ in 0..12_000 {
             let access = drive.walk.next(&scenario);
             drive.make(access)?;
             walked.accesses += 1;
@@ -400,6 +592,18 @@ mod tests {
         assert_eq!(tally.reads_checked + writes, walked.accesses);
         let others = writes + tally.count(Call::Sync);
         assert_eq!(tally.operations(), tally.reads_checked + others);
+        for call in [
+            Call::Checkpoint,
+            Call::CheckpointPower,
+            Call::Branch,
+            Call::Restore,
+            Call::Merge,
+            Call::ForkWriteDiscard,
+            Call::Diff,
+        ] {
+            assert!(tally.count(call) > 0, "{call:?}");
+        }
+        assert!(tally.version_reads_checked > 100 && walked.state_bytes > 0);
     }
 
     #[test]
@@ -409,14 +613,25 @@ mod tests {
             Fault::ServesAnotherAgent,
             Fault::CutsShort,
             Fault::Forgets,
+            Fault::RestoresNothing,
+            Fault::MergesHalf,
+            Fault::ForksLeak,
+            Fault::SharesCheckpoints,
         ] {
             let tally = run(fault).unwrap().tally;
-            assert!(tally.mismatches > 0);
+            assert!(tally.mismatches > 0, "{fault:?}");
+            let told = &tally.mismatches_told;
             assert!(
-                tally.mismatches_told[0].contains(", key \"/"),
-                "{:?}",
-                tally.mismatches_told
+                told.iter().any(|told| told.contains(", key \"/")),
+                "{told:?}"
             );
+        }
+        for (fault, part) in [
+            (Fault::HidesConflicts, "a merge is"),
+            (Fault::DiffsTooMuch, "a diff is"),
+        ] {
+            let told = run(fault).unwrap().tally.mismatches_told;
+            assert!(told[0].contains(part), "{told:?}");
         }
         assert!(run(Fault::NeverReady).is_err());
     }

@@ -66,6 +66,8 @@ pub(super) struct Loaded {
     pub(super) accesses: u64,
     /// Keys of the commons.
     pub(super) commons: u64,
+    /// Bytes of these keys and their values.
+    pub(super) commons_bytes: u64,
     /// Values that this worker will preload.
     pub(super) preload_keys: u64,
     /// Bytes of these values.
@@ -81,6 +83,8 @@ pub(super) struct Walked {
     pub(super) accesses: u64,
     /// From its start to its end.
     pub(super) seconds: f64,
+    /// Bytes of keys and values that the agents' states hold at its end.
+    pub(super) state_bytes: u64,
     /// What was counted.
     pub(super) tally: Tally,
 }

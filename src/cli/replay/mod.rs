@@ -7,15 +7,17 @@
 //! of this process is the runtime's.
 //!
 //! In this room: `trace` reads the file, `scenario` deals it to agents, `walk` puts their accesses
-//! in order, `values` makes and checks bytes, `drive` does it all against a lane (`port`),
-//! `worker` and `fleet` are the two ends of a worker process, `messages` what they say, `tally`
+//! in order, `lineage` what they do with versions of their state, `values` makes and checks bytes, `drive`
+//! and `deeds` do it all against a lane (`port`), `worker` and `fleet` are the two ends of a worker process, `messages` what they say, `tally`
 //! what they count; `host` is the runtime, `folder` its place, `process` what the kernel knows of
 //! it; `score` repeats the accesses for the caches in `offline`; `report` shows it.
 
+mod deeds;
 mod drive;
 mod fleet;
 mod folder;
 mod host;
+mod lineage;
 mod messages;
 mod offline;
 mod port;
@@ -44,7 +46,7 @@ use host::Host;
 use messages::{Answer, Loaded, Order, Walked};
 use report::{
     Allocations, CpuUse, Detail, HitRatios, Latencies, MemoryUse, Report, ReportFile, Resident,
-    Verified,
+    Storage, Verified,
 };
 use scenario::Deal;
 use score::{Scores, Steps};
@@ -69,6 +71,14 @@ const IDLE_SETTLE: Duration = Duration::from_millis(500);
 /// made from the seed; sizes are log-normal (median 2048 bytes, sigma 1, from 96 bytes to 64 KiB),
 /// drawn by agent and key. A warm-up of a quarter of the time comes first; then calls are timed in
 /// the agents' processes; then the agents stay attached and silent for two seconds.
+///
+/// An agent makes a checkpoint after every 8th of its writes; one at most in 20 ms of a worker is
+/// power-safe. Of every 32 checkpoints of an agent, after 8 it tries something out in a fork (a write, two reads) and
+/// drops it; after 4 it works on a branch (4 writes, a checkpoint) that it merges into main and
+/// compares: once main stood still (a fast-forward), twice main has moved on, once both changed one key
+/// and the branch's value is to stay; after 2 it reads one of its last 4 checkpoints as it was; and instead of one of
+/// them it gives up what it did and restores one of its last 4 checkpoints, from where its script goes on.
+/// What is read on the way is checked as well.
 ///
 /// Ends with 1 if any value was not what it must be.
 #[derive(Debug, Clone, clap::Args)]
@@ -165,6 +175,8 @@ struct Part {
     accesses: Vec<u64>,
     seconds: f64,
     operations_per_second: f64,
+    /// Bytes of keys and values that the agents' states hold at its end.
+    state_bytes: u64,
     tally: Tally,
 }
 
@@ -197,7 +209,7 @@ fn replay(args: &Args, config: Config, bar: &Bar) -> anyhow::Result<(Report, Det
         .map(|(&warmup, &measured)| Steps { warmup, measured })
         .collect();
     let scores = score::score(&args.trace, &deal, args.think, &steps, cache_bytes)?;
-    let report = report_of(args, shards, io, &measured, &scores);
+    let report = report_of(args, shards, io, &loaded, &measured, &scores);
     let detail = detail_of(args, deal, &loaded, measured, scores, agent_cores);
     Ok((report, detail))
 }
@@ -282,6 +294,7 @@ fn walk(fleet: &mut Fleet, seconds: f64, phase: &str, bar: &Bar) -> anyhow::Resu
         accesses: Vec::new(),
         seconds: 0.0,
         operations_per_second: 0.0,
+        state_bytes: 0,
         tally: Tally::default(),
     };
     for answer in answers {
@@ -291,11 +304,13 @@ fn walk(fleet: &mut Fleet, seconds: f64, phase: &str, bar: &Bar) -> anyhow::Resu
         let Walked {
             accesses,
             seconds,
+            state_bytes,
             tally,
         } = *walked;
         part.accesses.push(accesses);
         part.seconds = part.seconds.max(seconds);
         part.operations_per_second += tally.operations() as f64 / seconds.max(1e-9);
+        part.state_bytes += state_bytes;
         part.tally.add(&tally);
     }
     Ok(part)
@@ -305,6 +320,7 @@ fn report_of(
     args: &Args,
     shards: Option<usize>,
     io: String,
+    loaded: &Loaded,
     all: &Measured,
     scores: &Scores,
 ) -> Report {
@@ -318,6 +334,10 @@ fn report_of(
         operations_per_second: all.measured.operations_per_second,
         latency_ns: Latencies::of(tally),
         hit_ratio: HitRatios::of(tally, scores),
+        storage: Storage {
+            logical_bytes: all.measured.state_bytes + loaded.commons_bytes,
+            stored_bytes: all.gauges.live_bytes + all.gauges.garbage_bytes,
+        },
         memory: all.memory,
         allocations: Allocations {
             hit: all.counted.allocations_hit,
@@ -329,7 +349,7 @@ fn report_of(
         },
         verify: Verified {
             // The warm-up is checked as well.
-            reads_checked: all.warmup.tally.reads_checked + tally.reads_checked,
+            reads_checked: all.warmup.tally.all_reads_checked() + tally.all_reads_checked(),
             mismatches: all.warmup.tally.mismatches + tally.mismatches,
         },
         busy_replies: tally.busy_replies,

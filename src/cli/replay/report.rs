@@ -23,11 +23,12 @@ pub(super) struct Report {
     pub(super) io: String,
     /// Length of the measured part.
     pub(super) seconds: f64,
-    /// Reads, writes and syncs of the measured part.
+    /// Reads, writes and syncs of the measured part, those of the scripts.
     pub(super) operations: u64,
     pub(super) operations_per_second: f64,
     pub(super) latency_ns: Latencies,
     pub(super) hit_ratio: HitRatios,
+    pub(super) storage: Storage,
     pub(super) memory: MemoryUse,
     pub(super) allocations: Allocations,
     pub(super) cpu: CpuUse,
@@ -44,6 +45,16 @@ pub(super) struct Latencies {
     pub(super) cold: Latency,
     pub(super) write: Latency,
     pub(super) sync: Latency,
+    /// One that survives the process.
+    pub(super) checkpoint: Latency,
+    /// One that survives a power cut.
+    pub(super) checkpoint_power: Latency,
+    pub(super) branch: Latency,
+    pub(super) restore: Latency,
+    pub(super) merge: Latency,
+    /// The three calls together.
+    pub(super) fork_write_discard: Latency,
+    pub(super) diff: Latency,
 }
 
 /// A distribution in nanoseconds; all zero without calls.
@@ -67,6 +78,15 @@ pub(super) struct HitRatios {
     pub(super) lru: f64,
     pub(super) opt: f64,
     pub(super) infinite: f64,
+}
+
+/// At the end of the measured part; of a runtime in another process, with all that it held before.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub(super) struct Storage {
+    /// Keys and values of all agents' states as they are now: one copy of each, no history.
+    pub(super) logical_bytes: u64,
+    /// What segments hold: these states, all that was kept of earlier ones, and what nothing needs.
+    pub(super) stored_bytes: u64,
 }
 
 /// Of the runtime's process, with all agents attached and warm.
@@ -165,6 +185,13 @@ impl Latencies {
             cold: of(Call::Cold),
             write: of(Call::Write),
             sync: of(Call::Sync),
+            checkpoint: of(Call::Checkpoint),
+            checkpoint_power: of(Call::CheckpointPower),
+            branch: of(Call::Branch),
+            restore: of(Call::Restore),
+            merge: of(Call::Merge),
+            fork_write_discard: of(Call::ForkWriteDiscard),
+            diff: of(Call::Diff),
         }
     }
 }
@@ -260,7 +287,7 @@ fn latency_table(out: &mut String, report: &Report) {
     line(
         out,
         format_args!(
-            "{:<10}{:>12}{:>11}{:>11}{:>11}{:>11}{:>11}",
+            "{:<18}{:>12}{:>11}{:>11}{:>11}{:>11}{:>11}",
             "call", "count", "p50", "p95", "p99", "p99.9", "max",
         ),
     );
@@ -272,6 +299,13 @@ fn latency_table(out: &mut String, report: &Report) {
         ("cold", latencies.cold),
         ("write", latencies.write),
         ("sync", latencies.sync),
+        ("checkpoint", latencies.checkpoint),
+        ("checkpoint, power", latencies.checkpoint_power),
+        ("branch", latencies.branch),
+        ("restore", latencies.restore),
+        ("merge", latencies.merge),
+        ("fork write discard", latencies.fork_write_discard),
+        ("diff", latencies.diff),
     ] {
         let time = |ns| {
             if latency.count == 0 {
@@ -283,7 +317,7 @@ fn latency_table(out: &mut String, report: &Report) {
         line(
             out,
             format_args!(
-                "{name:<10}{:>12}{:>11}{:>11}{:>11}{:>11}{:>11}",
+                "{name:<18}{:>12}{:>11}{:>11}{:>11}{:>11}{:>11}",
                 latency.count,
                 time(latency.p50),
                 time(latency.p95),
@@ -328,6 +362,16 @@ fn hit_lines(out: &mut String, report: &Report, detail: &Detail) {
 }
 
 fn resource_lines(out: &mut String, report: &Report, detail: &Detail) {
+    let storage = &report.storage;
+    line(
+        out,
+        format_args!(
+            "storage     {} of keys and values in all states, {} in segments with their history ({:.1} times)",
+            bytes_text(storage.logical_bytes),
+            bytes_text(storage.stored_bytes),
+            storage.stored_bytes as f64 / storage.logical_bytes.max(1) as f64,
+        ),
+    );
     let memory = &report.memory;
     let known = |bytes: Option<u64>| bytes.map_or("unknown".to_owned(), bytes_text);
     line(
@@ -421,6 +465,10 @@ mod tests {
             operations_per_second: 100.0,
             latency_ns: Latencies::of(&tally),
             hit_ratio: HitRatios::of(&tally, &scores),
+            storage: Storage {
+                logical_bytes: 1_000_000,
+                stored_bytes: 2_500_000,
+            },
             memory: MemoryUse::default(),
             allocations: Allocations {
                 hit: 0,
@@ -480,11 +528,11 @@ mod tests {
             keys.join(" ")
         };
         let expected = "agents allocations busy_replies cpu hit_ratio io latency_ns memory operations \
-                        operations_per_second seconds shards verify";
+                        operations_per_second seconds shards storage verify";
         assert_eq!(keys(&object), expected);
         assert_eq!(
             keys(&object["latency_ns"]),
-            "cold l1_hit l2_hit l3_hit sync write"
+            "branch checkpoint checkpoint_power cold diff fork_write_discard l1_hit l2_hit l3_hit merge restore sync write"
         );
         assert_eq!(
             keys(&object["latency_ns"]["cold"]),
@@ -493,6 +541,7 @@ mod tests {
         assert_eq!(keys(&object["hit_ratio"]), "infinite l1 l2 lru memory opt");
         let memory = "budget_bytes index_bytes l1_bytes l2_bytes rss_bytes shared_bytes";
         assert_eq!(keys(&object["memory"]), memory);
+        assert_eq!(keys(&object["storage"]), "logical_bytes stored_bytes");
         assert_eq!(keys(&object["allocations"]), "hit miss write");
         assert_eq!(keys(&object["cpu"]), "busy_share_idle");
         assert_eq!(keys(&object["verify"]), "mismatches reads_checked");
@@ -516,6 +565,7 @@ mod tests {
             "LESS THAN TEN",
             "5051 ns",
             "0.40% of a core",
+            "2.5 MB in segments with their history (2.5 times)",
         ] {
             let shown = text.contains(part);
             assert!(shown, "{part:?} in\n{text}");

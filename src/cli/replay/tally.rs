@@ -3,7 +3,7 @@
 //! Floor 5, part of `replay`. A time is a call as the agent's process saw it, the clock's own cost
 //! ([`clock_ns`]) included: nothing is subtracted.
 //!
-//! Memory: a histogram is 200 KiB; a tally has six, and there is one tally in a worker.
+//! Memory: a histogram is 200 KiB; a tally has thirteen, and there is one tally in a worker.
 
 use std::time::Instant;
 
@@ -25,18 +25,35 @@ pub(super) enum Call {
     Cold,
     Write,
     Sync,
+    Checkpoint,
+    CheckpointPower,
+    Branch,
+    Restore,
+    Merge,
+    /// A fork, one write in it, its end.
+    ForkWriteDiscard,
+    Diff,
 }
 
 impl Call {
     /// All kinds, in the order of reports.
-    pub(super) const ALL: [Self; 6] = [
+    pub(super) const ALL: [Self; 13] = [
         Self::L1,
         Self::L2,
         Self::L3,
         Self::Cold,
         Self::Write,
         Self::Sync,
+        Self::Checkpoint,
+        Self::CheckpointPower,
+        Self::Branch,
+        Self::Restore,
+        Self::Merge,
+        Self::ForkWriteDiscard,
+        Self::Diff,
     ];
+    /// Those that a script is made of; the others are about versions.
+    const OF_SCRIPT: usize = 6;
 }
 
 /// Latencies of one kind of call, in nanoseconds.
@@ -49,9 +66,11 @@ pub(super) struct Tally {
     times: [Times; Call::ALL.len()],
     /// Replies that said Busy; the call was made again.
     pub(super) busy_replies: u64,
-    /// Reads whose bytes were compared.
+    /// Reads of the script whose bytes were compared.
     pub(super) reads_checked: u64,
-    /// Those that were wrong: other bytes, or nothing.
+    /// Reads of forks, branches, checkpoints, and of what merges left, compared in the same way.
+    pub(super) version_reads_checked: u64,
+    /// Those that were wrong: other bytes, or nothing; and other answers that were wrong.
     pub(super) mismatches: u64,
     /// The first of them in words.
     pub(super) mismatches_told: Vec<String>,
@@ -63,6 +82,7 @@ impl Default for Tally {
             times: Call::ALL.map(|_| Times(latency_histogram())),
             busy_replies: 0,
             reads_checked: 0,
+            version_reads_checked: 0,
             mismatches: 0,
             mismatches_told: Vec::new(),
         }
@@ -85,9 +105,15 @@ impl Tally {
         self.times(call).len()
     }
 
-    /// Calls of all kinds.
+    /// Calls of the script: reads, writes, syncs.
     pub(super) fn operations(&self) -> u64 {
-        Call::ALL.iter().map(|call| self.count(*call)).sum()
+        let of_script = Call::ALL[..Call::OF_SCRIPT].iter();
+        of_script.map(|call| self.count(*call)).sum()
+    }
+
+    /// Reads whose bytes were compared, of all kinds.
+    pub(super) fn all_reads_checked(&self) -> u64 {
+        self.reads_checked + self.version_reads_checked
     }
 
     /// Counts a read that found what it should not.
@@ -107,6 +133,7 @@ impl Tally {
         }
         self.busy_replies += other.busy_replies;
         self.reads_checked += other.reads_checked;
+        self.version_reads_checked += other.version_reads_checked;
         self.mismatches += other.mismatches;
         let room = MISMATCHES_TOLD_MAX - self.mismatches_told.len();
         let told = other.mismatches_told.iter().take(room).cloned();

@@ -9,12 +9,15 @@
 //!   earliest access is next.
 //! - the version of an access is what a read must find, or what a write leaves there. The only
 //!   writer of a key is the agent that reads it.
+//! - after some writes an agent does more than its script says ([`Walk::deeds`]); the next access finds
+//!   what that left behind.
 //!
 //! Cost: an access touches one step, one slot and one version; with think times also a heap.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
+use super::lineage::{Deed, Lineage, Now};
 use super::scenario::{Agent, Deal, Key, Scenario};
 use super::values::{COMMONS, ValueId, mix, unit};
 
@@ -26,6 +29,7 @@ pub(super) const THINK_MEAN_NS: f64 = 1e6;
 pub(super) struct Walk {
     agents: Vec<Place>,
     order: Order,
+    deeds: Vec<Deed>,
 }
 
 /// One access.
@@ -58,6 +62,7 @@ pub(super) enum Kind {
 struct Place {
     step: u32,
     versions: Vec<u32>,
+    lineage: Lineage,
     random: u64,
 }
 
@@ -81,6 +86,7 @@ impl Walk {
             .map(|agent| Place {
                 step: 0,
                 versions: vec![0; agent.slots.len()],
+                lineage: Lineage::new(agent.slots.len(), deal.seed, agent.number),
                 random: mix(deal.seed ^ mix(u64::from(agent.number))),
             })
             .collect();
@@ -95,7 +101,26 @@ impl Walk {
         } else {
             Order::Turns { next: 0 }
         };
-        Self { agents, order }
+        let deeds = Vec::new();
+        Self {
+            agents,
+            order,
+            deeds,
+        }
+    }
+
+    /// What the agent of the last access does after it, in order.
+    pub(super) fn deeds(&self) -> &[Deed] {
+        &self.deeds
+    }
+
+    /// Bytes of all keys and values that the agents' states hold now.
+    pub(super) fn state_bytes(&self, scenario: &Scenario) -> u64 {
+        let states = self.agents.iter().zip(&scenario.agents);
+        let slots = states.flat_map(|(place, agent)| place.versions.iter().zip(&agent.slots));
+        let held = slots.filter(|(version, slot)| **version > 0 || slot.preload);
+        held.map(|(_, slot)| scenario.name(&slot.key).len() as u64 + u64::from(slot.key.bytes))
+            .sum()
     }
 
     /// The next access. `scenario` is the one the walk was made for, and has agents.
@@ -127,10 +152,17 @@ impl Walk {
             place.step = 0;
         }
         let version = &mut place.versions[step.slot as usize];
+        self.deeds.clear();
         let kind = if step.write {
-            // Wraps to 1: version 0 stands for a key never written.
-            *version = version.checked_add(1).unwrap_or(1);
-            Kind::Write { version: *version }
+            *version = place.lineage.write(step.slot);
+            let kind = Kind::Write { version: *version };
+            let mut now = Now {
+                step: &mut place.step,
+                versions: &mut place.versions,
+                slots: &plan.slots,
+            };
+            place.lineage.after_write(&mut now, &mut self.deeds);
+            kind
         } else if let (0, Some(key)) = (*version, plan.slots[step.slot as usize].commons) {
             Kind::ReadCommons { key }
         } else {
@@ -176,8 +208,9 @@ impl Place {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::replay::lineage::{HISTORY_MAX, Put};
     use crate::cli::replay::trace::Trace;
-    use std::collections::HashMap;
+    use std::collections::{HashMap, HashSet};
     use std::path::Path;
 
     const DEAL: Deal = Deal {
@@ -185,6 +218,74 @@ mod tests {
         workers: 1,
         seed: 5,
     };
+
+    /// What an agent has, by what it is told to do.
+    #[derive(Debug, Clone, Default)]
+    struct Model {
+        now: HashMap<u32, u32>,
+        made: Vec<HashMap<u32, u32>>,
+        seen: HashSet<(u32, u32)>,
+        deeds: [u32; 5],
+    }
+
+    impl Model {
+        fn write(&mut self, put: Put) {
+            self.new(put);
+            self.now.insert(put.slot, put.version);
+        }
+
+        fn new(&mut self, put: Put) {
+            assert!(put.version > 0);
+            assert!(self.seen.insert((put.slot, put.version)), "written twice");
+        }
+
+        fn find(&self, state: &HashMap<u32, u32>, put: Put) {
+            assert_eq!(state.get(&put.slot).copied().unwrap_or(0), put.version);
+        }
+
+        /// The checkpoints that an agent can go back to; the first is that of its first state.
+        fn history(&self) -> &[HashMap<u32, u32>] {
+            &self.made[self.made.len().saturating_sub(HISTORY_MAX)..]
+        }
+
+        fn follow(&mut self, deed: &Deed) {
+            if self.made.is_empty() {
+                self.made.push(HashMap::new());
+            }
+            let kind = match deed {
+                Deed::Checkpoint => {
+                    self.made.push(self.now.clone());
+                    0
+                }
+                Deed::Trial { write, found } => {
+                    self.new(*write);
+                    assert_ne!(write.slot, found.slot);
+                    self.find(&self.now, *found);
+                    1
+                }
+                Deed::Detour(detour) => {
+                    if let Some(put) = detour.ours {
+                        self.write(put);
+                        self.made.push(self.now.clone());
+                    }
+                    let both = |put: &Put| Some(put.slot) == detour.ours.map(|put| put.slot);
+                    assert_eq!(detour.theirs.iter().any(both), detour.conflict);
+                    detour.theirs.iter().for_each(|put| self.write(*put));
+                    self.made.push(self.now.clone());
+                    2
+                }
+                Deed::LookBack { to, found } => {
+                    self.find(&self.history()[*to], *found);
+                    3
+                }
+                Deed::Restore { to } => {
+                    self.now = self.history()[*to].clone();
+                    4
+                }
+            };
+            self.deeds[kind] += 1;
+        }
+    }
 
     fn scenario() -> Scenario {
         let mut text = String::from("agent_id,seq,key,op\n");
@@ -205,30 +306,37 @@ mod tests {
         let scenario = scenario();
         for think in [0.0, 2.0] {
             let mut walk = Walk::new(&scenario, &DEAL, think);
-            let mut model: HashMap<(usize, u32), u32> = HashMap::new();
+            let mut models: Vec<Model> = vec![Model::default(); 3];
             let (mut commons, mut own) = (0, 0);
-            for _ in 0..2000 {
+            for _ in 0..6000 {
                 let access = walk.next(&scenario);
-                let place = (access.agent, access.slot);
                 let slot = &scenario.agents[access.agent].slots[access.slot as usize];
+                let model = &mut models[access.agent];
+                let put = |version| Put {
+                    slot: access.slot,
+                    version,
+                };
                 match access.kind {
-                    Kind::Write { version } => {
-                        assert_eq!(version, model.get(&place).copied().unwrap_or(0) + 1);
-                        model.insert(place, version);
-                    }
+                    Kind::Write { version } => model.write(put(version)),
                     Kind::Read { version } => {
-                        assert_eq!(version, model.get(&place).copied().unwrap_or(0));
+                        model.find(&model.now, put(version));
                         assert!(version > 0 || slot.preload);
                         own += 1;
                     }
                     Kind::ReadCommons { key } => {
                         assert_eq!(slot.commons, Some(key));
-                        assert!(!model.contains_key(&place));
+                        assert!(!model.now.contains_key(&access.slot));
                         commons += 1;
                     }
                 }
+                for deed in walk.deeds() {
+                    model.follow(deed);
+                }
             }
-            assert!(commons >= 3 && own > 1000, "{commons} {own}");
+            assert!(commons >= 3 && own > 3000, "{commons} {own}");
+            for count in models.iter().flat_map(|model| model.deeds) {
+                assert!(count > 1, "each agent does all there is");
+            }
         }
     }
 

@@ -81,10 +81,12 @@ fn load(path: &Path, deal: Deal, worker: u32, think: f64) -> anyhow::Result<(Pla
     let slots = || scenario.agents.iter().flat_map(|agent| &agent.slots);
     let preload = || slots().filter(|slot| slot.preload);
     let bytes = |slot: &super::scenario::Slot| u64::from(slot.key.bytes);
+    let of_commons = |key| scenario.name(key).len() as u64 + u64::from(key.bytes);
     let loaded = Loaded {
         processes: trace.processes.len() as u64,
         accesses: trace.access_count() as u64,
         commons: scenario.commons.len() as u64,
+        commons_bytes: scenario.commons.iter().map(of_commons).sum(),
         preload_keys: preload().count() as u64,
         preload_bytes: preload().map(bytes).sum(),
         footprint_bytes: slots().map(bytes).sum(),

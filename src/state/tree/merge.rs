@@ -4,16 +4,20 @@
 //! that side's value, a key that both changed in the same way has it already. A key that they changed
 //! in different ways is a conflict, unless a rule for its prefix names the side that wins.
 //!
+//! Where the two come from several trees ([`Base`]), ours and theirs are compared with each other, and each
+//! key in which they differ with what it was.
+//!
 //! Cost: that of a diff of base and theirs, and of base and ours as far as the last key that theirs
-//! changed.
+//! changed. Of several bases: a diff of ours and theirs, and lookups for each key that differs.
 
 use std::cmp::Ordering;
 use std::ops::Bound;
 
 use crate::id::ObjectId;
 
+use super::base::{Base, Was};
 use super::changes::Changes;
-use super::diff::{Diff, Difference};
+use super::diff::Diff;
 use super::error::TreeError;
 use super::value::{self, Stored, Value};
 use super::{EMPTY_TREE, Nodes};
@@ -73,7 +77,7 @@ pub enum Merged {
 /// ```
 #[derive(Debug)]
 pub struct Merge {
-    base: ObjectId,
+    base: Base,
     ours: ObjectId,
     theirs: ObjectId,
     changes: Changes,
@@ -88,7 +92,7 @@ pub struct Merge {
 impl Default for Merge {
     fn default() -> Self {
         Self {
-            base: EMPTY_TREE,
+            base: Base::default(),
             ours: EMPTY_TREE,
             theirs: EMPTY_TREE,
             changes: Changes::default(),
@@ -102,8 +106,8 @@ impl Default for Merge {
 
 impl Merge {
     /// Begins a merge of the changes from `base` to `theirs` into `ours`.
-    pub fn start(&mut self, base: ObjectId, ours: ObjectId, theirs: ObjectId) {
-        (self.base, self.ours, self.theirs) = (base, ours, theirs);
+    pub fn start(&mut self, base: impl Into<Base>, ours: ObjectId, theirs: ObjectId) {
+        (self.base, self.ours, self.theirs) = (base.into(), ours, theirs);
         self.changes.clear();
         self.conflicts.clear();
         self.reached.clear();
@@ -126,7 +130,12 @@ impl Merge {
         }
         // Nothing of theirs to take.
         if self.theirs != self.ours {
-            self.merge(nodes, rules, conflicts_max)?;
+            match self.base {
+                Base::Tree(base) => self.merge(nodes, &base, rules, conflicts_max)?,
+                Base::Merged(_) | Base::Unknown => {
+                    self.merge_over_several(nodes, rules, conflicts_max)?;
+                }
+            }
         }
         self.page_done = true;
         Ok(match self.conflicted {
@@ -152,15 +161,13 @@ impl Merge {
     fn merge(
         &mut self,
         nodes: &impl Nodes,
+        base: &ObjectId,
         rules: &[PrefixRule<'_>],
         conflicts_max: usize,
     ) -> Result<(), TreeError> {
-        let from = match &*self.reached {
-            [] => Bound::Unbounded,
-            key => Bound::Excluded(key),
-        };
-        let mut theirs = Diff::new(nodes, &self.base, &self.theirs, from)?;
-        let mut ours = Diff::new(nodes, &self.base, &self.ours, from)?;
+        let from = after(&self.reached);
+        let mut theirs = Diff::new(nodes, base, &self.theirs, from)?;
+        let mut ours = Diff::new(nodes, base, &self.ours, from)?;
         while self.conflicts.len() < conflicts_max && theirs.find()? {
             ours.find()?;
             let Some(their) = theirs.current() else {
@@ -173,11 +180,13 @@ impl Merge {
                 (Ordering::Less, Some(our)) => self.reached.extend_from_slice(our.key),
                 (Ordering::Equal, Some(our)) => {
                     self.reached.extend_from_slice(their.key);
-                    self.meet(&our, &their, rules);
+                    if our.after != their.after {
+                        self.meet(their.key, [our.before, our.after, their.after], rules);
+                    }
                 }
                 _ => {
                     self.reached.extend_from_slice(their.key);
-                    self.take(&their);
+                    self.take(their.key, their.after.as_ref());
                 }
             }
             if order.is_le() {
@@ -190,32 +199,61 @@ impl Merge {
         Ok(())
     }
 
-    /// A key that both sides changed.
-    fn meet(&mut self, our: &Difference<'_>, their: &Difference<'_>, rules: &[PrefixRule<'_>]) {
-        if our.after == their.after {
-            return;
+    fn merge_over_several(
+        &mut self,
+        nodes: &impl Nodes,
+        rules: &[PrefixRule<'_>],
+        conflicts_max: usize,
+    ) -> Result<(), TreeError> {
+        let mut sides = Diff::new(nodes, &self.ours, &self.theirs, after(&self.reached))?;
+        while self.conflicts.len() < conflicts_max
+            && let Some(side) = sides.next()?
+        {
+            let was = self.base.was(nodes, side.key)?;
+            self.reached.clear();
+            self.reached.extend_from_slice(side.key);
+            match was {
+                Was::Known(base) if base == side.after => {}
+                Was::Known(base) if base == side.before => {
+                    self.take(side.key, side.after.as_ref());
+                }
+                Was::Known(base) => self.meet(side.key, [base, side.before, side.after], rules),
+                Was::Unknown => self.meet(side.key, [None, side.before, side.after], rules),
+            }
         }
-        match rule_for(rules, their.key) {
+        Ok(())
+    }
+
+    /// A key that both sides changed in different ways: its values in base, ours and theirs.
+    fn meet(&mut self, key: &[u8], values: [Option<Value<'_>>; 3], rules: &[PrefixRule<'_>]) {
+        match rule_for(rules, key) {
             OnConflict::Ours => {}
-            OnConflict::Theirs => self.take(their),
+            OnConflict::Theirs => self.take(key, values[2].as_ref()),
             OnConflict::Fail => {
                 self.conflicted = true;
                 self.changes.clear();
-                let values = [our.before, our.after, their.after];
-                self.conflicts.push(their.key, values);
+                self.conflicts.push(key, values);
             }
         }
     }
 
-    fn take(&mut self, their: &Difference<'_>) {
+    fn take(&mut self, key: &[u8], their: Option<&Value<'_>>) {
         if self.conflicted {
             return;
         }
-        let stored = their.after.as_ref().map(Stored::of);
+        let stored = their.map(Stored::of);
         let put = stored
             .as_ref()
             .map(|stored| (stored.code, stored.payload()));
-        self.changes.push(their.key, put);
+        self.changes.push(key, put);
+    }
+}
+
+/// What comes behind a key; everything, where there is none.
+fn after(reached: &[u8]) -> Bound<&[u8]> {
+    match reached {
+        [] => Bound::Unbounded,
+        key => Bound::Excluded(key),
     }
 }
 
@@ -232,7 +270,8 @@ fn rule_for(rules: &[PrefixRule<'_>], key: &[u8]) -> OnConflict {
 pub struct Conflict<'a> {
     /// The key.
     pub key: &'a [u8],
-    /// Its value in the common tree, `None` where it had none.
+    /// Its value in the common tree, `None` where it had none, or where several common trees do not
+    /// agree.
     pub base: Option<Value<'a>>,
     /// Its value in our tree.
     pub ours: Option<Value<'a>>,

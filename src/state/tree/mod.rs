@@ -17,6 +17,7 @@
 //! - bytes of nodes never cause a panic or an endless loop. Whoever stores a node that it did not make
 //!   itself checks it first ([`check_node`]); after that, and a check of its id, reads trust its order.
 
+mod base;
 pub mod boundary;
 mod build;
 mod changes;
@@ -36,6 +37,7 @@ pub(super) mod tests;
 
 use crate::id::ObjectId;
 
+pub use base::{Base, MergedBase, Was};
 pub use changes::Changes;
 pub use diff::{Diff, DiffCounts, Difference};
 pub use error::{ChangeError, Damage, TreeError};

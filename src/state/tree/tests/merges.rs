@@ -145,3 +145,147 @@ fn the_longest_prefix_rules() {
     let taken: Vec<_> = merge.changes().iter().map(|(key, _)| key).collect();
     assert_eq!(taken, [&b"a"[..], b"a/b/c", b"ab"]);
 }
+
+/// What was, by key: the definition of [`Base`] over maps.
+enum ModelBase<'a> {
+    Map(&'a Model),
+    Merged(Box<[ModelBase<'a>; 3]>),
+    Unknown,
+}
+
+impl<'a> ModelBase<'a> {
+    fn merged(of: Self, one: Self, other: Self) -> Self {
+        Self::Merged(Box::new([of, one, other]))
+    }
+
+    /// `None`: nobody knows.
+    fn was(&self, key: &[u8]) -> Option<Option<&'a Vec<u8>>> {
+        let [of, one, other] = match self {
+            Self::Map(map) => return Some(map.get(key)),
+            Self::Merged(parts) => &**parts,
+            Self::Unknown => return None,
+        };
+        let [of, one, other] = [of.was(key), one.was(key), other.was(key)];
+        match (one?, other?) {
+            (one, other) if one == other => Some(one),
+            (one, other) if of? == one => Some(other),
+            (one, other) if of? == other => Some(one),
+            _ => None,
+        }
+    }
+
+    fn of_trees(&self, forest: &mut Forest) -> Base {
+        match self {
+            Self::Map(map) => Base::Tree(forest.build(map)),
+            Self::Merged(parts) => {
+                let [of, one, other] = parts.each_ref().map(|part| part.of_trees(forest));
+                Base::merged(of, [one, other])
+            }
+            Self::Unknown => Base::Unknown,
+        }
+    }
+}
+
+/// The result of a merge over several bases, and the keys in conflict.
+fn merged_over(base: &ModelBase<'_>, ours: &Model, theirs: &Model) -> (Model, Vec<Vec<u8>>) {
+    let (mut result, mut conflicts) = (ours.clone(), Vec::new());
+    let keys = ours.keys().chain(theirs.keys());
+    for key in keys.collect::<std::collections::BTreeSet<_>>() {
+        let [our, their] = [ours, theirs].map(|map| map.get(key));
+        match base.was(key) {
+            _ if our == their => {}
+            Some(was) if was == their => {}
+            Some(was) if was == our => match their {
+                Some(bytes) => _ = result.insert(key.clone(), bytes.clone()),
+                None => _ = result.remove(key),
+            },
+            _ => conflicts.push(key.clone()),
+        }
+    }
+    (result, conflicts)
+}
+
+fn check_over(base: &ModelBase<'_>, ours: &Model, theirs: &Model) -> usize {
+    let mut forest = Forest::default();
+    let trees = base.of_trees(&mut forest);
+    let [our_root, their_root] = [ours, theirs].map(|model| forest.build(model));
+    let (result, conflicts) = merged_over(base, ours, theirs);
+    let mut merge = Merge::default();
+    merge.start(trees, our_root, their_root);
+    let mut found = Vec::new();
+    let mut sparse = Sparse::new(&forest.nodes);
+    loop {
+        let (done, _) = sparse.repeat(|nodes| merge.run(nodes, &[], 5));
+        let Merged::Conflicts { more } = done else {
+            let root = forest.apply(&our_root, merge.changes());
+            assert_eq!(root, forest.build(&result));
+            break;
+        };
+        for one in merge.conflicts().iter() {
+            let was = base.was(one.key).flatten();
+            for (has, is) in [
+                (one.base, was),
+                (one.ours, ours.get(one.key)),
+                (one.theirs, theirs.get(one.key)),
+            ] {
+                assert_eq!(has, is.map(|bytes| value(bytes)));
+            }
+            found.push(one.key.to_vec());
+        }
+        if !more {
+            break;
+        }
+    }
+    assert_eq!(found, conflicts);
+    conflicts.len()
+}
+
+#[test]
+fn a_merge_over_several_bases_agrees_with_that_of_maps() {
+    let mut conflicts = 0;
+    for (keys, edits) in [(0, 2), (30, 8), (600, 40)] {
+        for seed in 0..6 {
+            let root = state(keys, seed);
+            let one = edited(&root, edits, seed + 10);
+            let other = edited(&root, edits, seed + 20);
+            let base = || {
+                let [root, one, other] = [&root, &one, &other].map(ModelBase::Map);
+                ModelBase::merged(root, one, other)
+            };
+            // Each has what both bases did, of what they did differently its own.
+            let (both, _) = merged(&root, &one, &other, By::Ours);
+            let (both_otherwise, _) = merged(&root, &one, &other, By::Theirs);
+            let ours = edited(&both, edits, seed + 30);
+            let theirs = edited(&both_otherwise, edits, seed + 40);
+            conflicts += check_over(&base(), &ours, &theirs);
+            assert_eq!(
+                check_over(&base(), &ours, &theirs),
+                check_over(&base(), &theirs, &ours)
+            );
+            let third = edited(&both, edits, seed + 50);
+            let deeper = ModelBase::merged(base(), ModelBase::Map(&third), ModelBase::Map(&both));
+            check_over(&deeper, &ours, &theirs);
+            let three = ModelBase::merged(ModelBase::Map(&root), base(), ModelBase::Map(&third));
+            check_over(&three, &ours, &theirs);
+            assert_eq!(check_over(&base(), &ours, &ours), 0);
+            assert_eq!(check_over(&ModelBase::Unknown, &ours, &ours), 0);
+            check_over(&ModelBase::Unknown, &ours, &theirs);
+        }
+    }
+    assert!(conflicts > 0);
+}
+
+#[test]
+fn of_bases_that_differ_in_nothing_each_alone_gives_the_same() {
+    let base = state(300, 1);
+    let (ours, theirs) = (edited(&base, 20, 2), edited(&base, 20, 3));
+    let same = ModelBase::merged(
+        ModelBase::Unknown,
+        ModelBase::Map(&base),
+        ModelBase::Map(&base),
+    );
+    let (alone, conflicts) = merged(&base, &ours, &theirs, By::Fail);
+    let (together, same_conflicts) = merged_over(&same, &ours, &theirs);
+    assert!(alone == together && conflicts == same_conflicts);
+    check_over(&same, &ours, &theirs);
+}
