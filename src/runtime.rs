@@ -19,6 +19,7 @@ mod health;
 mod host;
 mod inbox;
 mod listener;
+mod read_only;
 mod shard_thread;
 
 #[cfg(test)]
@@ -47,7 +48,8 @@ use crate::metrics::{ShardCounters, Stats};
 use crate::prefetch::{self, Events};
 use crate::segment::files::tail_file_name;
 use crate::segment::{
-    Cut, Directory, Log, LogConfig, LogId, RecoverError, RecoverReport, Recovered, SegmentFiles,
+    Cut, Directory, Log, LogConfig, LogId, RecoverError, RecoverReport, Recovered, RecoveredRecord,
+    SegmentFiles,
 };
 use crate::shard::store::Store;
 use crate::shard::{Command, PeerMessage, Shard, ShardOptions, Tables, TablesError};
@@ -126,6 +128,20 @@ pub struct Recovery {
     pub report: RecoverReport,
     /// Time it took, all shards together.
     pub elapsed: Duration,
+}
+
+impl Recovery {
+    fn log(&self) {
+        tracing::info!(
+            records = self.report.records,
+            bytes = self.report.record_bytes,
+            truncated_bytes = self.report.truncated_bytes,
+            damaged = self.report.damaged,
+            set_aside = self.report.set_aside,
+            seconds = self.elapsed.as_secs_f64(),
+            "recovered"
+        );
+    }
 }
 
 /// Where the runtime's memory goes, in bytes.
@@ -222,10 +238,14 @@ impl Runtime {
             resolved = resolve(Config { shards, ..config }, &machine)?;
         }
         raise_file_limit();
-        Self::start_in(resolved, data_dir)
+        Self::start_in(resolved, data_dir, Opened::ToServe)
     }
 
-    fn start_in(resolved: Resolved, data_dir: DataDir) -> Result<Self, RuntimeError> {
+    fn start_in(
+        resolved: Resolved,
+        data_dir: DataDir,
+        opened: Opened,
+    ) -> Result<Self, RuntimeError> {
         let config = &resolved.config;
         let seats = &resolved.placement.shards;
         let mut doorbells = Vec::new();
@@ -280,20 +300,13 @@ impl Runtime {
         let mut stores = Vec::new();
         for (no, (disk, directory)) in disks.into_iter().zip(directories).enumerate() {
             let no = ShardNo(no as u16);
-            let (store, report) = recover_shard(&io, no, disk, directory, config, seats.len())?;
+            let (store, report) =
+                recover_shard(&io, no, disk, directory, config, seats.len(), opened)?;
             recovery.report.add(&report);
             stores.push(store);
         }
         recovery.elapsed = started.elapsed();
-        tracing::info!(
-            records = recovery.report.records,
-            bytes = recovery.report.record_bytes,
-            truncated_bytes = recovery.report.truncated_bytes,
-            damaged = recovery.report.damaged,
-            set_aside = recovery.report.set_aside,
-            seconds = recovery.elapsed.as_secs_f64(),
-            "recovered"
-        );
+        recovery.log();
 
         let stop = Arc::new(AtomicBool::new(false));
         // From here on, dropping it on an error stops what was started.
@@ -312,6 +325,9 @@ impl Runtime {
             _data_dir: data_dir,
         };
         runtime.spawn_shards(stores, &commands, &doorbells)?;
+        if opened == Opened::ToRead {
+            return Ok(runtime);
+        }
         let socket = &runtime.resolved.config.socket;
         let listener = Listener::start(socket, control, events)?;
         runtime.listener = Some(listener);
@@ -496,6 +512,15 @@ impl Drop for Runtime {
     }
 }
 
+/// What a data directory is opened for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Opened {
+    /// To be repaired and written, for processes that connect.
+    ToServe,
+    /// To be looked at: nothing in it changes.
+    ToRead,
+}
+
 /// Reads a shard's log back, on the I/O core, and opens its segments.
 fn recover_shard(
     io: &IoCore,
@@ -504,18 +529,30 @@ fn recover_shard(
     directory: PathBuf,
     config: &Config,
     shards: usize,
+    opened: Opened,
 ) -> Result<(Store<ShardDisk>, RecoverReport), RuntimeError> {
     type Outcome = Result<(Tables, Recovered), RuntimeError>;
     let (tables, recovered) = io.run_blocking(move || -> Outcome {
-        let mut files = Directory::new(directory);
         let mut tables = Tables::default();
         let mut refused = None;
-        let recovered = crate::segment::recover(&mut files, no, &mut |record| {
+        let mut visit = |record: &RecoveredRecord<'_>| {
             if refused.is_none() {
                 refused = tables.apply(record).err();
             }
-        })
-        .map_err(|source| RuntimeError::Recover { shard: no, source })?;
+        };
+        let (mut files, recovered) = match opened {
+            Opened::ToServe => {
+                let mut files = Directory::new(directory);
+                let recovered = crate::segment::recover(&mut files, no, &mut visit);
+                (files, recovered)
+            }
+            Opened::ToRead => {
+                let mut files = Directory::read_only(directory);
+                let recovered = crate::segment::read_only(&mut files, no, &mut visit);
+                (files, recovered)
+            }
+        };
+        let recovered = recovered.map_err(|source| RuntimeError::Recover { shard: no, source })?;
         if let Some(source) = refused {
             return Err(RuntimeError::Tables { shard: no, source });
         }
@@ -531,11 +568,14 @@ fn recover_shard(
     warn_of_damage(no, &recovered);
     for (segment, bytes) in disk.existing()? {
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-        disk.open_existing(segment, bytes)
-            .map_err(|source| RuntimeError::Os {
-                what: "opening a segment",
-                source: std::io::Error::other(source),
-            })?;
+        let open = match opened {
+            Opened::ToServe => disk.open_existing(segment, bytes),
+            Opened::ToRead => disk.open_to_read(segment, bytes),
+        };
+        open.map_err(|source| RuntimeError::Os {
+            what: "opening a segment",
+            source: std::io::Error::other(source),
+        })?;
     }
     let log_config = LogConfig {
         shard: no,
@@ -543,7 +583,10 @@ fn recover_shard(
         segment_bytes: config.segment_bytes,
         buffer_bytes: LOG_BUFFER_BYTES,
     };
-    let log = Log::new(log_config, recovered.start);
+    let mut log = Log::new(log_config, recovered.start);
+    if opened == Opened::ToRead {
+        log.freeze();
+    }
     let l2_bytes = config.memory_max / L2_SHARE / shards as u64;
     let l2 = L2::new(l2_bytes as usize).map_err(|source| RuntimeError::Os {
         what: "reserving L2",

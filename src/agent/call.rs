@@ -207,6 +207,14 @@ pub enum Call<'a> {
         /// What the head must be now.
         expect: Option<Option<Id>>,
     },
+    /// Makes the checkpoint of these bytes of a fork that has its state: one that was made elsewhere, or before.
+    /// Answer: [`Checkpointed`].
+    CheckpointAs {
+        /// As `CHECKPOINT.md` says. Its tree has to be that of the fork; parents that are stored have to
+        /// have lower sequences.
+        #[serde(borrow)]
+        bytes: &'a [u8],
+    },
     /// Names a checkpoint, as [`Call::Tag`] does, and lets every agent read it by that name. A tag of
     /// the same name that is made anew is private again. No answer.
     Publish {
@@ -264,7 +272,8 @@ impl<'a> Call<'a> {
             | Self::Switch { .. }
             | Self::Fork { .. }
             | Self::Keep { .. }
-            | Self::Merge { .. } => ANSWER_BYTES_MAX,
+            | Self::Merge { .. }
+            | Self::CheckpointAs { .. } => ANSWER_BYTES_MAX,
             _ => 0,
         }
     }

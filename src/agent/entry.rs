@@ -479,6 +479,8 @@ byte_enum! {
         InUse = 22,
         /// The metadata is too large or malformed.
         BadMetadata = 23,
+        /// The bytes are no checkpoint of the fork's state; the completion's id is the fork's tree.
+        WrongState = 40,
     }
 }
 

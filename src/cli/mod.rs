@@ -1,7 +1,11 @@
 //! The subcommands of the `helios` program.
 //!
-//! Floor 5: arguments in, text and exit codes out. Exit codes: 0 good, 1 failed, 2 the
-//! configuration or the arguments are wrong, 3 a part of the runtime failed while it served.
+//! Floor 5: arguments in, text and exit codes out. Exit codes: 0 good, 1 the answer is no, or it
+//! failed, 2 the configuration or the arguments are wrong, 3 a part of the runtime failed while it
+//! served.
+//!
+//! In this room: `serve`, `replay` and `doctor` are about runtimes; the others about agents, which they
+//! find through `place`, name with `revision`, and print with `out`.
 
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
@@ -11,9 +15,22 @@ use clap::{Parser, Subcommand};
 use helios::config::{Config, ConfigError};
 use helios::runtime::RuntimeError;
 
+mod branch;
+mod diff;
 mod doctor;
+mod export;
+mod export_file;
+mod import;
+mod log;
+mod merge;
+mod out;
+mod place;
 mod replay;
+mod restore;
+mod revision;
 mod serve;
+mod show;
+mod tag;
 
 #[derive(Parser)]
 #[command(
@@ -41,6 +58,25 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    Log(log::Args),
+    Show(show::Args),
+    Diff(diff::Args),
+    Branch(branch::Args),
+    Tag(tag::Args),
+    Merge(merge::Args),
+    Restore(restore::Args),
+    Export(export::Args),
+    Import(import::Args),
+}
+
+impl Command {
+    /// Whether it runs for long, so that its log is worth reading along.
+    fn is_runtime(&self) -> bool {
+        matches!(
+            self,
+            Self::Serve(_) | Self::Replay(_) | Self::ReplayWorker(_) | Self::Doctor { .. }
+        )
+    }
 }
 
 /// Where the configuration comes from.
@@ -67,7 +103,9 @@ pub(crate) fn main() -> ExitCode {
         Ok("debug") => tracing::Level::DEBUG,
         Ok("warn") => tracing::Level::WARN,
         Ok("error") => tracing::Level::ERROR,
-        _ => tracing::Level::INFO,
+        Ok("info") => tracing::Level::INFO,
+        _ if args.command.is_runtime() => tracing::Level::INFO,
+        _ => tracing::Level::WARN,
     };
     tracing_subscriber::fmt()
         .with_max_level(level)
@@ -82,11 +120,29 @@ pub(crate) fn main() -> ExitCode {
         Command::Doctor { config, json } => {
             config.load().and_then(|config| doctor::run(&config, json))
         }
+        Command::Log(args) => log::run(&args),
+        Command::Show(args) => show::run(args),
+        Command::Diff(args) => diff::run(&args),
+        Command::Branch(args) => branch::run(&args),
+        Command::Tag(args) => tag::run(&args),
+        Command::Merge(args) => merge::run(&args),
+        Command::Restore(args) => restore::run(&args),
+        Command::Export(args) => export::run(&args),
+        Command::Import(args) => import::run(&args),
     };
     outcome.unwrap_or_else(|error| {
+        if out::is_broken_pipe(&error) {
+            return ExitCode::SUCCESS;
+        }
         eprintln!("helios: {}", told(&error));
         ExitCode::from(if is_config(&error) { 2 } else { 1 })
     })
+}
+
+/// Reads NAME=TEXT.
+fn pair(text: &str) -> Result<(String, String), String> {
+    let (name, text) = text.split_once('=').ok_or("write NAME=TEXT")?;
+    Ok((name.to_owned(), text.to_owned()))
 }
 
 /// An error and its causes; many name their cause themselves, which then is not said twice.

@@ -72,6 +72,11 @@ pub enum ClientError {
     /// Metadata of a checkpoint that is too large.
     #[error("the metadata is too large or malformed: store it as a value")]
     BadMetadata,
+    /// Bytes that are no checkpoint of the state that they are to name; nothing was done.
+    #[error(
+        "these bytes are no checkpoint of the fork's state: rebuild it from its parent, or get an undamaged copy"
+    )]
+    WrongState,
     /// The disk is full; nothing was written.
     #[error("the disk of the data directory is full; free space and retry")]
     NoSpace,
@@ -101,8 +106,10 @@ pub enum ClientError {
         /// The error number of the operating system; 0 if unknown.
         errno: i32,
     },
-    /// The runtime takes no writes any more.
-    #[error("the runtime is read-only since a disk error; see its log, cure it, restart it")]
+    /// The runtime takes no writes: it was opened to be read only, or a disk error ended them.
+    #[error(
+        "the runtime is read-only; if it was not opened so, a disk error made it: see its log, cure it, restart it"
+    )]
     ReadOnly,
     /// Parts of a large value did not follow each other.
     #[error("a part of a large value came out of order; byte {expected} was due: start again")]
@@ -236,6 +243,7 @@ impl ClientError {
                 lanes: completion.value_bytes,
             },
             Status::BadMetadata => Self::BadMetadata,
+            Status::WrongState => Self::WrongState,
         })
     }
 }

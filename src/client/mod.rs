@@ -13,6 +13,7 @@
 //! - a lane is used by one thread at a time; a session by any number.
 
 mod agents;
+mod checkpoint_as;
 mod error;
 mod lane;
 mod pipeline;

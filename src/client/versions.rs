@@ -19,7 +19,7 @@ use crate::state::checkpoint::{self, Checkpoint, Metadata};
 /// Bytes asked for of a page of an answer.
 const PAGE_BYTES: u32 = 64 << 10;
 /// Bytes asked for of an answer of one item: the longest names something of 255 bytes.
-const ITEM_BYTES: u32 = 1 << 10;
+pub(super) const ITEM_BYTES: u32 = 1 << 10;
 
 /// A checkpoint to be made.
 #[derive(Clone, Debug, Default)]
@@ -494,7 +494,7 @@ impl Lane {
     }
 
     /// Submits a call, waits for its completion, and lets `read` look at the answer.
-    fn ask<T>(
+    pub(super) fn ask<T>(
         &mut self,
         call: &Call<'_>,
         durability: Option<Durability>,
@@ -535,7 +535,7 @@ pub(super) fn all<'a, W: Deserialize<'a>, T>(
         .collect()
 }
 
-fn one<'a, T: Deserialize<'a>>(answer: &'a [u8]) -> Result<T, ClientError> {
+pub(super) fn one<'a, T: Deserialize<'a>>(answer: &'a [u8]) -> Result<T, ClientError> {
     let first = call::items(answer).next();
     first.and_then(Result::ok).ok_or(ClientError::BadReply)
 }
@@ -553,7 +553,7 @@ fn expected(expect: Option<Option<ObjectId>>) -> Option<Option<Id>> {
     expect.map(|head| head.map(|id| *id.as_bytes()))
 }
 
-fn checkpointed(
+pub(super) fn checkpointed(
     completion: &Completion,
     made: call::Checkpointed,
 ) -> Result<Checkpointed, ClientError> {

@@ -99,6 +99,23 @@ impl ShardDisk {
     /// Errors: [`DiskError::Short`] where the file is smaller.
     pub fn open_existing(&mut self, segment: SegmentNo, bytes: u32) -> Result<(), DiskError> {
         let file = file::open(&self.directory, segment)?;
+        self.take_existing(segment, bytes, file)
+    }
+
+    /// The same, to be read only.
+    ///
+    /// Errors: as [`ShardDisk::open_existing`].
+    pub fn open_to_read(&mut self, segment: SegmentNo, bytes: u32) -> Result<(), DiskError> {
+        let file = file::open_to_read(&self.directory, segment)?;
+        self.take_existing(segment, bytes, file)
+    }
+
+    fn take_existing(
+        &mut self,
+        segment: SegmentNo,
+        bytes: u32,
+        file: File,
+    ) -> Result<(), DiskError> {
         let known = file.metadata();
         let found = known.map_err(|error| file::failed("fstat", segment, &error))?;
         if found.len() < u64::from(bytes) {

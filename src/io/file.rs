@@ -113,6 +113,11 @@ pub(super) fn open(directory: &Path, segment: SegmentNo) -> Result<File, DiskErr
         .map_err(|error| failed("open", segment, &error))
 }
 
+/// Opens a segment that exists, for reading.
+pub(super) fn open_to_read(directory: &Path, segment: SegmentNo) -> Result<File, DiskError> {
+    File::open(path(directory, segment)).map_err(|error| failed("open", segment, &error))
+}
+
 /// Opens a segment for reading if the kernel has all it takes in memory.
 pub(super) fn open_cached(directory: &Path, segment: SegmentNo) -> Option<File> {
     let (path, flags) = (path(directory, segment), OFlags::RDONLY | OFlags::CLOEXEC);

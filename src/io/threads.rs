@@ -194,7 +194,7 @@ fn opened<'a>(
     let at = match files.iter().position(|(open, _)| *open == segment) {
         Some(at) => at,
         None => {
-            let file = file::open(directory, segment)?;
+            let file = file::open_to_read(directory, segment)?;
             if files.len() == READ_FILES_MAX {
                 files.pop_front();
             }

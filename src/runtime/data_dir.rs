@@ -35,6 +35,21 @@ pub enum DataDirError {
         /// The directory.
         path: PathBuf,
     },
+    /// It was to be read, and a server is running on it.
+    #[error(
+        "a server is running on data directory {}: talk to it with --socket PATH, or stop it first",
+        path.display()
+    )]
+    Served {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// It was to be read, and is not there.
+    #[error("there is no data directory at {}; name one with --data, or in the configuration", path.display())]
+    NotThere {
+        /// The directory.
+        path: PathBuf,
+    },
     /// Written by a newer version.
     #[error(
         "data directory {} has format {found}, this program knows up to {known}; start the newer \
@@ -140,18 +155,14 @@ impl DataDir {
             }
             Err(errno) => return Err(refused(&lock_path, errno.into())),
         }
-        let format_path = path.join("FORMAT");
-        let shards = match fs::read_to_string(&format_path) {
-            Ok(text) => read_format(path, &format_path, &text)?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+        let shards = match find_format(path)? {
+            Some(shards) => shards,
+            None => {
+                let format_path = path.join("FORMAT");
                 write_format(path, &format_path, wanted)
                     .map_err(|source| refused(&format_path, source))?;
                 wanted
             }
-            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                return Err(DataDirError::NotOurs { path: format_path });
-            }
-            Err(source) => return Err(refused(&format_path, source)),
         };
         if shards != wanted && !any_shards {
             let path = path.to_owned();
@@ -168,6 +179,33 @@ impl DataDir {
         })
     }
 
+    /// Opens the directory to be read, beside others that read it; nothing in it is made or changed.
+    pub(super) fn open_read_only(path: &Path) -> Result<Self, DataDirError> {
+        let not_there = || DataDirError::NotThere {
+            path: path.to_owned(),
+        };
+        let lock_path = path.join("LOCK");
+        let lock = File::open(&lock_path).map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => not_there(),
+            _ => refused(&lock_path, source),
+        })?;
+        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockShared) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                return Err(DataDirError::Served {
+                    path: path.to_owned(),
+                });
+            }
+            Err(errno) => return Err(refused(&lock_path, errno.into())),
+        }
+        let shards = find_format(path)?.ok_or_else(not_there)?;
+        Ok(Self {
+            path: path.to_owned(),
+            shards,
+            _lock: lock,
+        })
+    }
+
     /// Shards of the directory.
     pub(super) fn shards(&self) -> u16 {
         self.shards
@@ -176,6 +214,19 @@ impl DataDir {
     /// Where a shard's segments lie.
     pub(super) fn shard(&self, no: ShardNo) -> PathBuf {
         self.path.join(format!("shard-{:03}", no.0))
+    }
+}
+
+/// What the directory says of itself; `None` where it says nothing yet.
+fn find_format(dir: &Path) -> Result<Option<u16>, DataDirError> {
+    let path = dir.join("FORMAT");
+    match fs::read_to_string(&path) {
+        Ok(text) => read_format(dir, &path, &text).map(Some),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+            Err(DataDirError::NotOurs { path })
+        }
+        Err(source) => Err(refused(&path, source)),
     }
 }
 

@@ -44,6 +44,9 @@ pub enum DiskError {
         /// The error number of the operating system.
         errno: i32,
     },
+    /// The log was opened to be read, not written.
+    #[error("the data directory was opened read-only")]
+    ReadOnly,
     /// The file ended before the range did: somebody cut it.
     #[error("segment {segment} ends before byte {end}; restore it from a copy")]
     Short {

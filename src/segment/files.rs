@@ -166,6 +166,8 @@ pub fn segment_of_file_name(name: &str) -> Option<SegmentNo> {
 #[derive(Debug)]
 pub struct Directory {
     path: PathBuf,
+    /// Whether files are opened to be written, too.
+    writes: bool,
     /// The file used last.
     open: Option<(SegmentNo, File)>,
 }
@@ -176,7 +178,17 @@ impl Directory {
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self {
             path: path.into(),
+            writes: true,
             open: None,
+        }
+    }
+
+    /// The same, where a right to read is enough, and every call that writes fails.
+    #[must_use]
+    pub fn read_only(path: impl Into<PathBuf>) -> Self {
+        Self {
+            writes: false,
+            ..Self::new(path)
         }
     }
 
@@ -188,7 +200,7 @@ impl Directory {
                 let path = self.path(segment);
                 OpenOptions::new()
                     .read(true)
-                    .write(true)
+                    .write(self.writes)
                     .open(&path)
                     .map_err(|error| FilesError::new("open", &path, &error))?
             }

@@ -748,6 +748,11 @@ impl Log {
         matches!(self.spare, Spare::Failed(_))
     }
 
+    /// Lets the log take no writes at all: for whoever only looks.
+    pub fn freeze(&mut self) {
+        self.read_only = Some(DiskError::ReadOnly);
+    }
+
     /// The failed sync that made the log read-only.
     #[must_use]
     pub fn read_only(&self) -> Option<&DiskError> {

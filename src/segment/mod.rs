@@ -19,6 +19,7 @@
 //! - recovery yields a prefix of what was appended, and at least what [`Log::synced`] said; if bytes
 //!   were damaged since, it says so.
 
+mod chunk;
 pub mod disk;
 pub mod evidence;
 mod fields;
@@ -46,5 +47,5 @@ pub use format::{HEAD_BYTES_MAX, LogId, PART_BYTES_MAX};
 pub use log::Log;
 pub use outcome::{Appended, LogError, LogEvent, LogTotals, NotReady, Read, SegmentState};
 pub use record::{Head, ObjectKind, Record};
-pub use recover::{RecoverError, RecoverReport, Recovered, RecoveredRecord, recover};
+pub use recover::{RecoverError, RecoverReport, Recovered, RecoveredRecord, read_only, recover};
 pub use start::{LogConfig, LogStart};

@@ -23,10 +23,11 @@ use std::path::PathBuf;
 
 use crate::id::{SegmentNo, ShardNo};
 
+use super::chunk::Chunk;
 use super::evidence::{Cut, Found, LOOK_BYTES, not_zero, proven, trailer_of};
 use super::files::{FilesError, SegmentFile, SegmentFiles};
 use super::footer::{Footer, TRAILER_BYTES, Trailer};
-use super::format::{Decoded, Invalid, LogId, RECORD_BYTES_MAX, SEGMENT_HEADER_BYTES, decode};
+use super::format::{Decoded, Invalid, LogId, SEGMENT_HEADER_BYTES, decode};
 use super::header::SegmentHeader;
 use super::headers::read_headers;
 use super::outcome::SegmentState;
@@ -34,8 +35,6 @@ use super::record::Head;
 use super::start::LogStart;
 use super::{Location, Sequence};
 
-/// Bytes read at a time.
-const CHUNK_BYTES: usize = 1 << 20;
 /// Damaged payloads that are named one by one.
 const DAMAGED_NAMED_MAX: usize = 16;
 
@@ -219,23 +218,7 @@ pub fn recover<F: SegmentFiles + ?Sized>(
     visit: &mut dyn FnMut(&RecoveredRecord<'_>),
 ) -> Result<Recovered, RecoverError> {
     let found = read_headers(files, shard)?;
-    let log_id = found.iter().find_map(|found| found.header);
-    let mut walk = Walk {
-        files,
-        visit,
-        found: &found,
-        log_id: log_id.map(|header| header.log_id),
-        proven: None,
-        chunk: Chunk {
-            bytes: vec![0; CHUNK_BYTES + RECORD_BYTES_MAX],
-            ..Chunk::default()
-        },
-        look: vec![0; LOOK_BYTES],
-        heads: Vec::new(),
-        report: RecoverReport::default(),
-        set_aside: Vec::new(),
-        damaged: Vec::new(),
-    };
+    let mut walk = Walk::over(files, visit, &found);
     let kept = walk.segments()?;
     let count = kept.segments.len();
     let tail = kept.segments.last().copied();
@@ -250,23 +233,23 @@ pub fn recover<F: SegmentFiles + ?Sized>(
     for unsealed in &kept.unsealed {
         walk.seal(unsealed)?;
     }
-    Ok(Recovered {
-        log_id: walk.log_id.filter(|_| count > 0),
-        report: RecoverReport {
-            segments: count as u32,
-            ..walk.report
-        },
-        cut,
-        set_aside: walk.set_aside,
-        damaged: walk.damaged,
-        start: LogStart {
-            next_segment: SegmentNo(tail.map_or(0, |tail| tail.segment.0) + 1),
-            last: kept.last,
-            last_checksum: kept.last_checksum,
-            settled: kept.settled,
-            segments: kept.segments,
-        },
-    })
+    Ok(walk.recovered(kept, cut))
+}
+
+/// As [`recover`], for whoever only looks: the same records, and nothing on disk is changed. A
+/// [`super::Log`] that goes on at what it returns must be frozen.
+///
+/// # Errors
+/// [`RecoverError`].
+pub fn read_only<F: SegmentFiles + ?Sized>(
+    files: &mut F,
+    shard: ShardNo,
+    visit: &mut dyn FnMut(&RecoveredRecord<'_>),
+) -> Result<Recovered, RecoverError> {
+    let found = read_headers(files, shard)?;
+    let mut walk = Walk::over(files, visit, &found);
+    let kept = walk.segments()?;
+    Ok(walk.recovered(kept, None))
 }
 
 /// A kept segment without a valid footer, and the footer it gets.
@@ -409,6 +392,51 @@ struct Scanned {
     at: Position,
     footer: Footer,
     damaged: bool,
+}
+
+impl<'a, F: SegmentFiles + ?Sized> Walk<'a, F> {
+    fn over(
+        files: &'a mut F,
+        visit: &'a mut dyn FnMut(&RecoveredRecord<'_>),
+        found: &'a [Found],
+    ) -> Self {
+        let log_id = found.iter().find_map(|found| found.header);
+        Self {
+            files,
+            visit,
+            found,
+            log_id: log_id.map(|header| header.log_id),
+            proven: None,
+            chunk: Chunk::new(),
+            look: vec![0; LOOK_BYTES],
+            heads: Vec::new(),
+            report: RecoverReport::default(),
+            set_aside: Vec::new(),
+            damaged: Vec::new(),
+        }
+    }
+
+    fn recovered(self, kept: Kept, cut: Option<Cut>) -> Recovered {
+        let count = kept.segments.len();
+        let tail = kept.segments.last().map_or(0, |tail| tail.segment.0);
+        Recovered {
+            log_id: self.log_id.filter(|_| count > 0),
+            report: RecoverReport {
+                segments: count as u32,
+                ..self.report
+            },
+            cut,
+            set_aside: self.set_aside,
+            damaged: self.damaged,
+            start: LogStart {
+                next_segment: SegmentNo(tail + 1),
+                last: kept.last,
+                last_checksum: kept.last_checksum,
+                settled: kept.settled,
+                segments: kept.segments,
+            },
+        }
+    }
 }
 
 impl<F: SegmentFiles + ?Sized> Walk<'_, F> {
@@ -559,7 +587,7 @@ impl<F: SegmentFiles + ?Sized> Walk<'_, F> {
         let mut footer = Footer::default();
         let before = self.report.damaged;
         let end = file.bytes.min(u32::MAX.into());
-        let mut chunk = std::mem::take(&mut self.chunk);
+        let mut chunk = std::mem::replace(&mut self.chunk, Chunk::empty());
         chunk.forget();
         loop {
             let bytes = chunk.window(self.files, file.segment, at.offset)?;
@@ -702,47 +730,5 @@ impl<F: SegmentFiles + ?Sized> Walk<'_, F> {
             self.files.truncate(segment, end)?;
         }
         Ok(())
-    }
-}
-
-/// A stretch of a file, read ahead.
-#[derive(Default)]
-struct Chunk {
-    bytes: Vec<u8>,
-    /// Offset of the first byte in the file.
-    start: u64,
-    /// Bytes that were read.
-    len: usize,
-    read_bytes: u64,
-}
-
-impl Chunk {
-    fn forget(&mut self) {
-        (self.start, self.len, self.read_bytes) = (0, 0, 0);
-    }
-
-    fn read_bytes(&self) -> u64 {
-        self.read_bytes
-    }
-
-    /// The bytes at `offset`, which never goes back: at least [`RECORD_BYTES_MAX`] of them, less
-    /// only at the end of the file.
-    fn window<F: SegmentFiles + ?Sized>(
-        &mut self,
-        files: &mut F,
-        segment: SegmentNo,
-        offset: u64,
-    ) -> Result<&[u8], FilesError> {
-        let mut skip = (offset - self.start) as usize;
-        let ended = self.len > 0 && self.len < self.bytes.len();
-        if !ended && (self.len == 0 || self.len - skip < RECORD_BYTES_MAX) {
-            let kept = self.len.saturating_sub(skip);
-            self.bytes.copy_within(self.len - kept..self.len, 0);
-            let at = offset + kept as u64;
-            let got = files.read_at(segment, at, &mut self.bytes[kept..])?;
-            self.read_bytes += got as u64;
-            (self.start, self.len, skip) = (offset, kept + got, 0);
-        }
-        Ok(&self.bytes[skip..self.len])
     }
 }

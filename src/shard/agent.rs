@@ -55,6 +55,8 @@ pub struct Branch {
     pub name: Box<str>,
     /// The checkpoint that it points at.
     pub head: Option<ObjectId>,
+    /// The sequence of that, where it is known without a read.
+    pub head_sequence: Option<u64>,
     /// The tree that its working set lies on.
     pub base: ObjectId,
     /// What changed since, and what was read.
@@ -203,12 +205,14 @@ impl Agent {
         if let Some(known) = self.branch_mut(no) {
             let before = std::mem::take(&mut known.keys);
             (known.head, known.base, known.view) = (head, base, view);
+            known.head_sequence = None;
             self.rename(no, name);
             return Some(before);
         }
         let branch = Box::new(Branch {
             name: name.into(),
             head,
+            head_sequence: None,
             base,
             keys: WorkingSet::default(),
             retention: Retention::All,

@@ -159,6 +159,7 @@ impl<D: Disk> Shard<D> {
                 let rules: Vec<_> = rules.iter().map(prefix_rule).collect();
                 self.merge(by, from, &rules, metadata, expected(expect))
             }
+            Call::CheckpointAs { bytes } => self.checkpoint_as(place, bytes),
             Call::Publish {
                 name,
                 target,

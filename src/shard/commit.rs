@@ -25,9 +25,9 @@ use crate::state::tree::{self, Changes, INLINE_BYTES_MAX, TreeWriter};
 /// Buffers of commits, kept from one to the next.
 #[derive(Default)]
 pub struct Commits {
-    writer: TreeWriter,
-    changes: Changes,
-    places: Vec<u32>,
+    pub(super) writer: TreeWriter,
+    pub(super) changes: Changes,
+    pub(super) places: Vec<u32>,
     bytes: Vec<u8>,
     /// Of a commit that has to wait: its branch, and what was appended for it so far.
     begun: Option<(BranchRef, u64, u64)>,
@@ -66,6 +66,8 @@ pub struct Prepared {
     pub reused_bytes: u64,
     /// Its parents, and how many.
     pub parents: ([ObjectId; 2], usize),
+    /// What it says that its place is.
+    pub checkpoint_sequence: u64,
     /// The record that lets the branch point at it.
     pub sequence: Sequence,
 }
@@ -134,10 +136,89 @@ impl<D: Disk> Store<D> {
         if asked.expect.is_some_and(|expected| expected != head) {
             return Err(Refused::StaleHead(head));
         }
+        let above = self.sequence_above(at, head, asked.merged)?;
         let Commits {
             writer, changes, ..
         } = commits;
         let tree = self.with_nodes(|nodes| writer.apply(nodes, &base, changes))?;
+        let (new_objects, new_bytes, reused_bytes) = self.append_nodes(at, commits)?;
+        let keys = self.with_nodes(|nodes| tree::count(nodes, &tree))?;
+        let mut parents = [tree; 2];
+        let mut count = 0;
+        for parent in [head, asked.merged].into_iter().flatten() {
+            parents[count] = parent;
+            count += 1;
+        }
+        commits.bytes.clear();
+        let checkpoint_sequence = above.max(self.log.last().0 + 1);
+        let agent = self.tables.agent(at.agent);
+        let new = NewCheckpoint {
+            tree,
+            keys: u64::from(keys),
+            parents: &parents[..count],
+            agent: &agent.name,
+            sequence: checkpoint_sequence,
+            wall_ms: asked.wall_ms,
+            metadata: asked.metadata,
+        };
+        checkpoint::encode(&new, &mut commits.bytes);
+        let id = ObjectId::of_checkpoint(&commits.bytes);
+        self.append_kept(ObjectKind::Checkpoint, id, &commits.bytes)?;
+        let sequence = self.append_branch(at, None, Some(id), tree, false)?;
+        Ok(Prepared {
+            id,
+            tree,
+            keys: u64::from(keys),
+            new_objects: new_objects + 1,
+            new_bytes: new_bytes + commits.bytes.len() as u64,
+            reused_bytes,
+            parents: (parents, count),
+            checkpoint_sequence,
+            sequence,
+        })
+    }
+
+    /// The least sequence of a checkpoint that follows these: brought from elsewhere, they may be ahead of
+    /// the log. What can't be read is no reason against it.
+    fn sequence_above(
+        &mut self,
+        at: BranchRef,
+        head: Option<ObjectId>,
+        merged: Option<ObjectId>,
+    ) -> Result<u64, Refused> {
+        let mut above = 0;
+        if let Some(head) = head {
+            let known = match self.tables.branch(at).head_sequence {
+                Some(known) => known,
+                None => {
+                    let read = self.sequence_of(at, &head)?;
+                    self.tables.branch_mut(at).head_sequence = Some(read);
+                    read
+                }
+            };
+            above = known.saturating_add(1);
+        }
+        if let Some(merged) = merged {
+            above = above.max(self.sequence_of(at, &merged)?.saturating_add(1));
+        }
+        Ok(above)
+    }
+
+    fn sequence_of(&mut self, at: BranchRef, id: &ObjectId) -> Result<u64, Refused> {
+        match self.known(at, id) {
+            Ok(known) => Ok(known.sequence),
+            Err(Refused::NoSuchRevision | Refused::Corrupt) => Ok(0),
+            Err(refused) => Err(refused),
+        }
+    }
+
+    /// Appends the nodes that a tree was built of and that are not stored: how many, their bytes, and
+    /// those of the others.
+    pub(super) fn append_nodes(
+        &mut self,
+        at: BranchRef,
+        commits: &mut Commits,
+    ) -> Result<(u64, u64, u64), Refused> {
         let begun = commits.begun.take().filter(|begun| begun.0 == at);
         let (mut new_objects, mut new_bytes) = begun.map_or((0, 0), |begun| (begun.1, begun.2));
         let (mut reused_bytes, before) = (0, new_bytes);
@@ -157,42 +238,15 @@ impl<D: Disk> Store<D> {
         }
         // What was appended before the wait is there now, but was not reused.
         reused_bytes = u64::saturating_sub(reused_bytes, before);
-        let keys = self.with_nodes(|nodes| tree::count(nodes, &tree))?;
-        let mut parents = [tree; 2];
-        let mut count = 0;
-        for parent in [head, asked.merged].into_iter().flatten() {
-            parents[count] = parent;
-            count += 1;
-        }
-        commits.bytes.clear();
-        let agent = self.tables.agent(at.agent);
-        let new = NewCheckpoint {
-            tree,
-            keys: u64::from(keys),
-            parents: &parents[..count],
-            agent: &agent.name,
-            sequence: self.log.last().0 + 1,
-            wall_ms: asked.wall_ms,
-            metadata: asked.metadata,
-        };
-        checkpoint::encode(&new, &mut commits.bytes);
-        let id = ObjectId::of_checkpoint(&commits.bytes);
-        self.append_kept(ObjectKind::Checkpoint, id, &commits.bytes)?;
-        let sequence = self.append_branch(at, None, Some(id), tree, false)?;
-        Ok(Prepared {
-            id,
-            tree,
-            keys: u64::from(keys),
-            new_objects: new_objects + 1,
-            new_bytes: new_bytes + commits.bytes.len() as u64,
-            reused_bytes,
-            parents: (parents, count),
-            sequence,
-        })
+        Ok((new_objects, new_bytes, reused_bytes))
     }
 
     /// The changes of the working set, in order, as the tree takes them.
-    fn collect_changes(&mut self, at: BranchRef, commits: &mut Commits) -> Result<(), Refused> {
+    pub(super) fn collect_changes(
+        &mut self,
+        at: BranchRef,
+        commits: &mut Commits,
+    ) -> Result<(), Refused> {
         let Commits {
             changes,
             places,
@@ -229,7 +283,11 @@ impl<D: Disk> Store<D> {
     }
 
     /// Of a fork the log knows values that nothing names: those of a checkpoint have to outlive it.
-    fn keep_values_of_fork(&mut self, at: BranchRef, places: &[u32]) -> Result<(), Refused> {
+    pub(super) fn keep_values_of_fork(
+        &mut self,
+        at: BranchRef,
+        places: &[u32],
+    ) -> Result<(), Refused> {
         if !at.is_fork() {
             return Ok(());
         }
@@ -317,6 +375,7 @@ impl<D: Disk> Store<D> {
         let branch = self.tables.branch_mut(at);
         branch.keys.settle(&places);
         (branch.head, branch.base) = (Some(prepared.id), prepared.tree);
+        branch.head_sequence = Some(prepared.checkpoint_sequence);
         if places.len() <= PLACES_KEPT_MAX {
             self.commits.places = places;
         } else {
