@@ -3,11 +3,12 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use helios::Runtime;
 use helios::agent::RefusalCode;
 use helios::client::{
-    Attach, ClientError, Lane, Merged, NewCheckpoint, PutOptions, Revision, Session,
+    Attach, ClientError, Expect, Lane, Merged, NewCheckpoint, PutOptions, Revision, Session,
 };
 use helios::config::{Choice, Config, Durability, Io};
 use helios::id::{ObjectId, ShardNo};
@@ -459,7 +460,7 @@ fn what_agents_do_is_told_to_whoever_takes_the_stream() {
     wait_for("the lane is gone", || session.suspend_agent("heard").ok());
     session.resume_agent("heard").unwrap();
     session.terminate_agent("heard", false).unwrap();
-    let told: Vec<_> = std::iter::from_fn(|| events.next()).collect();
+    let told: Vec<_> = std::iter::from_fn(|| events.take()).collect();
     let kinds: Vec<_> = told.iter().map(|event| event.kind).collect();
     let wanted = [
         AccessKind::Create,
@@ -476,4 +477,230 @@ fn what_agents_do_is_told_to_whoever_takes_the_stream() {
     assert!(told.is_sorted_by_key(|event| event.time_ns));
     assert_eq!((events.lost(), runtime.stats().access_events_lost), (0, 0));
     runtime.shutdown().unwrap();
+}
+
+/// Adds one to a counter by compare-and-swap; what it was raised to.
+fn raise(lane: &mut Lane, key: &[u8]) -> Result<u64, ClientError> {
+    let mut bytes = Vec::new();
+    loop {
+        let found = lane.get(key, &mut bytes)?;
+        let current = found.map_or(0, |_| u64::from_le_bytes(bytes[..8].try_into().unwrap()));
+        let expect = match found {
+            None => Expect::Absent,
+            Some(_) => Expect::Value(ObjectId::of_blob(&bytes)),
+        };
+        let options = PutOptions {
+            durability: None,
+            expect: Some(expect),
+        };
+        match lane.put_with(key, &(current + 1).to_le_bytes(), options) {
+            Ok(_) => return Ok(current + 1),
+            Err(ClientError::Stale { .. } | ClientError::Busy { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Hammers an agent through one lane until told to stop: a counter shared by all, one of its own, keys of
+/// its own. What was acknowledged of it.
+fn hammer(mut lane: Lane, no: u64, stop: &AtomicBool) -> (u64, BTreeMap<Vec<u8>, Vec<u8>>) {
+    let (mut raised, mut own) = (0, BTreeMap::new());
+    let mut random = Random(no + 1);
+    let mut last = 0;
+    while !stop.load(Ordering::Relaxed) {
+        let Ok(now) = raise(&mut lane, b"shared") else {
+            break;
+        };
+        raised += 1;
+        assert!(now > last, "a counter never falls: {now} after {last}");
+        last = now;
+        let key = format!("own/{no}/{}", random.below(40)).into_bytes();
+        let bytes = 8 + random.below(3000) as usize;
+        let value = random.bytes(bytes);
+        if lane.put(&key, &value).is_err() {
+            // It may be there or not.
+            own.remove(&key);
+            break;
+        }
+        own.insert(key.clone(), value.clone());
+        match value_of(&mut lane, &key) {
+            Ok(found) => assert_eq!(found.as_ref(), Some(&value), "reads are never old"),
+            Err(_) => break,
+        }
+    }
+    (raised, own)
+}
+
+#[test]
+fn an_agent_moves_fifty_times_while_lanes_hammer_it_and_nothing_is_lost_or_doubled() {
+    let dir = tempfile::tempdir().unwrap();
+    let runtime = start(dir.path());
+    let socket = Session::connect(runtime.socket()).unwrap();
+    let mut lane = attach(runtime.session(), "mover");
+    let model = fill(&mut lane, 5, 200);
+    let first = checkpoint(&mut lane);
+    lane.put(b"key/000003", b"second").unwrap();
+    checkpoint(&mut lane);
+    lane.branch("side", Revision::Head).unwrap();
+    lane.publish("open", Revision::Checkpoint(*first.as_bytes()), false)
+        .unwrap();
+    let fork = lane.fork(Revision::Head).unwrap().no;
+    lane.on(fork).put(b"private", &[9; 5000]).unwrap();
+    let stop = AtomicBool::new(false);
+    let home = owner(b"mover", 2).0;
+    let (raised, owned) = std::thread::scope(|scope| {
+        let hammers: Vec<_> = (0..4)
+            .map(|no| {
+                let session = if no % 2 == 0 {
+                    &socket
+                } else {
+                    runtime.session()
+                };
+                let (lane, stop) = (attach(session, "mover"), &stop);
+                scope.spawn(move || hammer(lane, no, stop))
+            })
+            .collect();
+        for round in 0..50u16 {
+            let to = ShardNo((home + round + 1) % 2);
+            // Lanes come and go meanwhile, some in the middle of it.
+            let guest = {
+                let socket = socket.clone();
+                std::thread::spawn(move || {
+                    let mut lane = attach(&socket, "mover");
+                    raise(&mut lane, b"guests").unwrap()
+                })
+            };
+            socket.migrate_agent("mover", to).unwrap();
+            assert_eq!(socket.describe_agent("mover").unwrap().shard, to.0);
+            guest.join().unwrap();
+        }
+        stop.store(true, Ordering::Relaxed);
+        let mut owned = BTreeMap::new();
+        let mut raised = 0;
+        for hammer in hammers {
+            let (count, own) = hammer.join().unwrap();
+            assert!(count > 0);
+            raised += count;
+            owned.extend(own);
+        }
+        (raised, owned)
+    });
+    let counter = |lane: &mut Lane, key: &[u8]| {
+        let value = value_of(lane, key).unwrap().unwrap();
+        u64::from_le_bytes(value[..8].try_into().unwrap())
+    };
+    let check = |lane: &mut Lane| {
+        assert_eq!(counter(lane, b"shared"), raised);
+        assert_eq!(counter(lane, b"guests"), 50);
+        for (key, value) in &owned {
+            assert_eq!(value_of(lane, key).unwrap().as_ref(), Some(value));
+        }
+        lane.switch("side").unwrap();
+        assert_eq!(state(lane).len(), model.len());
+        lane.switch("main").unwrap();
+        let old = lane
+            .fork(Revision::Checkpoint(*first.as_bytes()))
+            .unwrap()
+            .no;
+        assert_eq!(
+            value_of(&mut lane.on(old), b"key/000003").unwrap(),
+            model.get(&b"key/000003"[..]).cloned()
+        );
+        assert_eq!(lane.log(Revision::Head, 0).unwrap().entries.len(), 2);
+    };
+    assert_eq!(
+        value_of(&mut lane.on(fork), b"private").unwrap().unwrap(),
+        [9; 5000]
+    );
+    check(&mut lane);
+    // What it published is found where it is.
+    for shard in 0..2 {
+        let mut other = attach(&socket, &named("reader", shard));
+        let fork = other.fork(published("mover", "open")).unwrap().no;
+        assert_eq!(state(&mut other.on(fork)), model);
+    }
+    // Once more away from home, and found there by the next start.
+    drop(lane);
+    socket.migrate_agent("mover", ShardNo(1 - home)).unwrap();
+    assert_eq!(
+        refused(socket.migrate_agent("mover", ShardNo(1 - home))),
+        RefusalCode::Protocol
+    );
+    assert_eq!(
+        refused(socket.migrate_agent("mover", ShardNo(9))),
+        RefusalCode::Protocol
+    );
+    runtime.shutdown().unwrap();
+    let runtime = start(dir.path());
+    assert_eq!(
+        runtime.session().describe_agent("mover").unwrap().shard,
+        1 - home
+    );
+    let mut lane = attach(runtime.session(), "mover");
+    check(&mut lane);
+    let names = runtime.session().agents("", 0).unwrap().items;
+    assert_eq!(names.iter().filter(|item| item.name == "mover").count(), 1);
+    drop(lane);
+    runtime.shutdown().unwrap();
+}
+
+#[test]
+fn a_crash_in_a_move_leaves_the_agent_on_one_shard_with_all_that_was_acknowledged() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut random = Random(77);
+    let (mut raised, mut owned) = (0, BTreeMap::<Vec<u8>, Vec<u8>>::new());
+    let mut places = [0; 2];
+    for round in 0..25u64 {
+        let runtime = start(dir.path());
+        let session = runtime.session().clone();
+        let page = session.agents("", 0).unwrap();
+        assert!(page.items.len() <= 1, "{page:?}");
+        let mut lane = attach(&session, "mover");
+        let place = session.describe_agent("mover").unwrap().shard;
+        places[usize::from(place)] += 1;
+        for (key, value) in &owned {
+            assert_eq!(
+                value_of(&mut lane, key).unwrap().as_ref(),
+                Some(value),
+                "round {round}"
+            );
+        }
+        let found = value_of(&mut lane, b"shared").unwrap();
+        let found = found.map_or(0, |it| u64::from_le_bytes(it[..8].try_into().unwrap()));
+        // A raise that was not answered may have been done.
+        assert!(
+            (raised..=raised + 2).contains(&found),
+            "round {round}: {found} of {raised}"
+        );
+        raised = found;
+        checkpoint(&mut lane);
+        let stop = AtomicBool::new(false);
+        let pause = std::time::Duration::from_micros(random.below(30_000));
+        std::thread::scope(|scope| {
+            let hammers: Vec<_> = (0..2)
+                .map(|no| {
+                    let (lane, stop) = (attach(&session, "mover"), &stop);
+                    scope.spawn(move || hammer(lane, no + 2 * round, stop))
+                })
+                .collect();
+            let mover = {
+                let session = session.clone();
+                scope.spawn(move || {
+                    let mut to = 1 - place;
+                    while session.migrate_agent("mover", ShardNo(to)).is_ok() {
+                        to = 1 - to;
+                    }
+                })
+            };
+            std::thread::sleep(pause);
+            drop(runtime);
+            mover.join().unwrap();
+            for hammer in hammers {
+                let (count, own) = hammer.join().unwrap();
+                raised += count;
+                owned.extend(own);
+            }
+        });
+    }
+    assert!(places[0] > 0 && places[1] > 0, "{places:?}");
 }

@@ -129,7 +129,7 @@ impl Events {
     }
 
     /// The next event, if there is one.
-    pub fn next(&mut self) -> Option<AccessEvent> {
+    pub fn take(&mut self) -> Option<AccessEvent> {
         self.ring.try_pop()
     }
 
@@ -183,9 +183,9 @@ mod tests {
         assert_eq!(told.count(), EVENTS_MAX);
         assert_eq!(events.lost(), 7);
         for no in 1..=EVENTS_MAX as u64 {
-            assert_eq!(events.next(), Some(event(no)));
+            assert_eq!(events.take(), Some(event(no)));
         }
-        assert_eq!(events.next(), None);
+        assert_eq!(events.take(), None);
         drop(events);
         assert!(!feed.is_open());
     }

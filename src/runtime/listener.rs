@@ -442,6 +442,9 @@ impl Thread {
                         self.end(key, CloseReason::Malformed, &what.to_string());
                     }
                 }
+                Notice::Shard(Event::Moved { agent, to, moves }) => {
+                    self.control.moved(&agent, to, moves);
+                }
                 Notice::Answered {
                     key,
                     ticket,

@@ -91,6 +91,15 @@ pub enum Command {
         /// Gets them.
         reply: Answer<AgentPage>,
     },
+    /// An agent is on another shard than its name says, or there again.
+    Route {
+        /// Its name.
+        agent: Box<[u8]>,
+        /// Where it is.
+        to: ShardNo,
+        /// How often it has moved.
+        moves: u32,
+    },
     /// Another shard is gone: it answers no more reads.
     PeerGone {
         /// The other shard.
@@ -136,6 +145,8 @@ pub struct AttachRequest {
     pub public: Option<bool>,
     /// A new window, for an agent that has none: whether it has is the shard's to know.
     pub window: SharedWindow,
+    /// The shard that was asked, where another one passed it on.
+    pub home: Option<ShardNo>,
     /// Told how it went.
     pub reply: Answer<Result<Attached, AttachError>>,
 }
@@ -173,7 +184,7 @@ pub enum AttachError {
 }
 
 /// What the control plane hears of by itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     /// A session wrote what no correct client writes; this shard took its lanes away.
     Malformed {
@@ -181,6 +192,15 @@ pub enum Event {
         session: SessionNo,
         /// What it wrote.
         what: Malformed,
+    },
+    /// An agent went to another shard.
+    Moved {
+        /// Its name.
+        agent: Box<[u8]>,
+        /// The shard.
+        to: ShardNo,
+        /// How often it has moved by now.
+        moves: u32,
     },
 }
 
@@ -208,9 +228,13 @@ impl<D: Disk> Shard<D> {
             return false;
         }
         for taken in 0..COMMANDS_PER_TURN {
-            let next = self.deferred.take().or_else(|| self.commands.pop());
-            let Some(command) = next else {
+            let next = self.deferred.take();
+            let next = next.or_else(|| self.moves.next_command());
+            let Some(command) = next.or_else(|| self.commands.pop()) else {
                 return taken > 0;
+            };
+            let Some(command) = self.pass_on(command) else {
+                continue;
             };
             match command {
                 Command::Attach(request) => {
@@ -244,6 +268,7 @@ impl<D: Disk> Shard<D> {
                     limit,
                     reply,
                 } => reply.give(self.list_agents(&after, limit)),
+                Command::Route { agent, to, moves } => self.route(agent, to, moves),
                 Command::PeerGone { shard } => self.forget_peer(shard),
                 Command::Shutdown { reply } => {
                     self.draining.get_or_insert_default().reply = Some(reply);
@@ -318,7 +343,8 @@ impl<D: Disk> Shard<D> {
                 (fd, None)
             }
         };
-        self.lanes.attach(session, lane, agent, ring, socket);
+        let home = request.home.unwrap_or(self.options.no);
+        self.lanes.attach(session, lane, agent, ring, socket, home);
         let outcome = Attached {
             agent,
             window,

@@ -14,7 +14,7 @@
 //! - every parked operation is begun again or answered, whatever becomes of the other shard; of a lane
 //!   that is gone the copy ends.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 use crate::agent::entry::{BusyReason, Completion, Status, Submission};
 use crate::id::{OBJECT_ID_BYTES, ObjectId, SessionNo, ShardNo};
@@ -22,8 +22,8 @@ use crate::segment::format::{RECORD_ALIGN, RECORD_HEADER_BYTES};
 use crate::segment::index::ObjectNo;
 use crate::segment::{Disk, Head, ObjectKind};
 use crate::shard::call::{Asker, Failed};
-use crate::shard::copy_out::children;
-use crate::shard::peer::PeerMessage;
+use crate::shard::copy_out::{children, is_of};
+use crate::shard::peer::{PeerMessage, Wanted};
 use crate::shard::store::{Refused, Store};
 use crate::shard::tables::Child;
 use crate::shard::{Shard, Step};
@@ -58,17 +58,37 @@ struct Missing {
     above: Vec<ObjectId>,
 }
 
+/// What a copy is for.
+#[derive(Debug)]
+enum Purpose {
+    /// A call that named something published, and waits.
+    Call {
+        by: Asker,
+        session: SessionNo,
+        entry: Submission,
+        agent: Box<str>,
+        name: Box<str>,
+    },
+    /// An agent that comes from the other shard, by its name; it was told so.
+    Move {
+        agent: Box<[u8]>,
+        told: bool,
+        /// The agent stands still: what is missing now is missing.
+        last: bool,
+    },
+}
+
 /// One copy.
 #[derive(Debug)]
 struct Import {
     owner: ShardNo,
-    by: Asker,
-    session: SessionNo,
-    entry: Submission,
-    agent: Box<str>,
-    name: Box<str>,
-    /// What is wanted, once the owner said.
-    root: Option<ObjectId>,
+    purpose: Purpose,
+    /// Where it begins, as the owner said.
+    roots: Vec<ObjectId>,
+    /// The owner was asked where.
+    opening: bool,
+    /// Of an agent that is moved: checkpoints that were taken in.
+    seen: HashSet<ObjectId>,
     missing: HashMap<ObjectId, Missing>,
     /// To be asked for: the last one first.
     ahead: Vec<ObjectId>,
@@ -121,7 +141,7 @@ impl<D: Disk> Shard<D> {
         };
         let session = lane.session;
         let owner = self.home(agent.as_bytes());
-        let of_session = |import: &&Import| import.session == session;
+        let of_session = |import: &&Import| matches!(import.purpose, Purpose::Call { session: other, .. } if other == session);
         let imports = &self.imports.all;
         let full = imports.len() >= IMPORTS_MAX
             || imports.values().filter(of_session).count() >= IMPORTS_PER_SESSION_MAX;
@@ -134,15 +154,59 @@ impl<D: Disk> Shard<D> {
         if let Some(lane) = self.lanes.get_mut(by.lane) {
             lane.park(entry.op);
         }
-        let ticket = self.pending.ticket();
-        let import = Import {
-            owner,
+        let purpose = Purpose::Call {
             by,
             session,
             entry: *entry,
             agent: agent.into(),
             name: name.into(),
-            root: None,
+        };
+        let (agent, name) = (agent.as_bytes().into(), name.into());
+        self.begin_import(owner, purpose, Wanted::Published { agent, name });
+        Step::Done
+    }
+
+    /// Begins to copy what an agent holds that is to come from another shard.
+    pub(super) fn import_agent(&mut self, owner: ShardNo, agent: &[u8]) -> u64 {
+        let purpose = Purpose::Move {
+            agent: agent.into(),
+            told: false,
+            last: false,
+        };
+        let agent = agent.into();
+        self.begin_import(owner, purpose, Wanted::Moving { agent })
+    }
+
+    /// Has a copy go on with what the agent holds by now.
+    pub(super) fn import_rest(&mut self, ticket: u64) {
+        let Some(import) = self.imports.all.get_mut(&ticket) else {
+            return;
+        };
+        if let Purpose::Move { agent, told, last } = &mut import.purpose {
+            (*told, *last) = (false, true);
+            import.opening = true;
+            let agent = agent.clone();
+            let what = Wanted::Moving { agent };
+            let owner = import.owner;
+            self.send_peer(owner, PeerMessage::Open { ticket, what });
+        }
+    }
+
+    /// Ends the copy of an agent that was moved, or won't be.
+    pub(super) fn end_import_of(&mut self, ticket: u64) {
+        if let Some(import) = self.imports.all.remove(&ticket) {
+            self.end_import(ticket, import);
+        }
+    }
+
+    fn begin_import(&mut self, owner: ShardNo, purpose: Purpose, what: Wanted) -> u64 {
+        let ticket = self.pending.ticket();
+        let import = Import {
+            owner,
+            purpose,
+            roots: Vec::new(),
+            opening: true,
+            seen: HashSet::new(),
             missing: HashMap::new(),
             ahead: Vec::new(),
             known: Vec::new(),
@@ -154,23 +218,25 @@ impl<D: Disk> Shard<D> {
             failed: None,
         };
         self.imports.all.insert(ticket, import);
-        let (agent, name) = (agent.as_bytes().into(), name.into());
-        let open = PeerMessage::Open {
-            ticket,
-            agent,
-            name,
-        };
-        self.send_peer(owner, open);
-        Step::Done
+        self.send_peer(owner, PeerMessage::Open { ticket, what });
+        ticket
     }
 
-    /// Takes what the owner says that a name means.
-    pub(super) fn opened(&mut self, ticket: u64, root: Result<ObjectId, Status>) {
+    /// Takes what the owner says that is to be copied.
+    pub(super) fn opened(&mut self, ticket: u64, roots: Result<Vec<ObjectId>, Status>) {
         if let Some(import) = self.imports.all.get_mut(&ticket) {
-            match root {
-                Ok(root) => {
-                    import.root = Some(root);
-                    import.want(root, None);
+            import.opening = false;
+            match roots {
+                Ok(roots) => {
+                    for &root in &roots {
+                        let here = import.seen.contains(&root)
+                            || self.store.hold_kept(&root, &mut import.held);
+                        match here {
+                            true => import.known.push(root),
+                            false => import.want(root, None),
+                        }
+                    }
+                    import.roots.extend(roots);
                     self.ask_for_more(ticket);
                 }
                 Err(status) => import.failed = Some(status),
@@ -192,7 +258,7 @@ impl<D: Disk> Shard<D> {
         match found {
             Ok((kind, bytes)) => import.arrived.push_back((id, kind, bytes)),
             // Of what comes before, as much as there is will do.
-            Err(_) if import.is_ancestor(&id) => _ = import.missing.remove(&id),
+            Err(_) if import.is_ancestor(&id) || !import.is_last() => import.forget(id),
             Err(status) => import.failed = Some(status),
         }
     }
@@ -222,7 +288,9 @@ impl<D: Disk> Shard<D> {
         let Some(mut import) = self.imports.all.remove(&ticket) else {
             return false;
         };
-        if self.lanes.get_mut(import.by.lane).is_none() {
+        if let Purpose::Call { by, .. } = &import.purpose
+            && self.lanes.get_mut(by.lane).is_none()
+        {
             self.end_import(ticket, import);
             return true;
         }
@@ -236,8 +304,24 @@ impl<D: Disk> Shard<D> {
         let worked = left < before;
         // Whatever was appended goes out with the turn.
         self.must_flush |= self.store.is_dirty();
+        let whole = import.is_whole();
+        let (at, entry) = match &mut import.purpose {
+            Purpose::Move { agent, told, .. } => {
+                let agent = agent.clone();
+                let tell = whole && !std::mem::replace(told, whole || *told);
+                self.imports.all.insert(ticket, import);
+                match taken {
+                    Ok(()) if tell => self.agent_copied(&agent),
+                    Ok(()) => self.ask_for_more(ticket),
+                    Err(Failed::Refused(Refused::Wait)) => {}
+                    Err(_) => self.fail_arrival(&agent),
+                }
+                return worked || tell;
+            }
+            Purpose::Call { by, entry, .. } => (by.lane, *entry),
+        };
         let adopted = match taken {
-            Ok(()) if import.is_whole() => self.finish_import(&import),
+            Ok(()) if whole => self.finish_import(&import),
             Ok(()) => {
                 self.imports.all.insert(ticket, import);
                 self.ask_for_more(ticket);
@@ -245,7 +329,6 @@ impl<D: Disk> Shard<D> {
             }
             Err(failed) => Err(failed),
         };
-        let (at, entry) = (import.by.lane, import.entry);
         match adopted {
             // There will be room in a later turn.
             Err(Failed::Refused(Refused::Wait)) => {
@@ -270,12 +353,17 @@ impl<D: Disk> Shard<D> {
 
     /// The commit of a copy: from now on the agent may read what was copied.
     fn finish_import(&mut self, import: &Import) -> Result<(), Failed> {
-        let Some(root) = import.root else {
-            return Ok(());
-        };
-        // Also where the agent made it itself, and had it pruned.
-        self.adopt_now(import.by.place, root)?;
-        self.note_brought(import.by, &import.agent, &import.name, root);
+        if let (
+            Purpose::Call {
+                by, agent, name, ..
+            },
+            &[root],
+        ) = (&import.purpose, &*import.roots)
+        {
+            // Also where the agent made it itself, and had it pruned.
+            self.adopt_now(by.place, root)?;
+            self.note_brought(*by, agent, name, root);
+        }
         Ok(())
     }
 
@@ -317,12 +405,20 @@ impl<D: Disk> Shard<D> {
     pub(super) fn fail_imports(&mut self, status: Status, which: impl Fn(ShardNo) -> bool) {
         let ended = self.imports.all.extract_if(.., |_, it| which(it.owner));
         for (ticket, import) in ended.collect::<Vec<_>>() {
-            self.unpark_lane(import.by.lane);
-            let mut failed = Completion::new(import.entry.user_data, status);
-            if status == Status::Busy {
-                failed.detail = BusyReason::Mesh as u32;
+            match &import.purpose {
+                Purpose::Call { by, entry, .. } => {
+                    let (at, mut failed) = (by.lane, Completion::new(entry.user_data, status));
+                    if status == Status::Busy {
+                        failed.detail = BusyReason::Mesh as u32;
+                    }
+                    self.unpark_lane(at);
+                    self.finish(at, failed);
+                }
+                Purpose::Move { agent, .. } => {
+                    let agent = agent.clone();
+                    self.fail_arrival(&agent);
+                }
             }
-            self.finish(import.by.lane, failed);
             self.end_import(ticket, import);
         }
     }
@@ -339,12 +435,29 @@ impl Import {
     /// Whether an object is a checkpoint from before the one that is wanted.
     fn is_ancestor(&self, id: &ObjectId) -> bool {
         let alone = |missing: &Missing| missing.above.is_empty();
-        self.root != Some(*id) && self.missing.get(id).is_some_and(alone)
+        !self.roots.contains(id) && self.missing.get(id).is_some_and(alone)
+    }
+
+    /// Whether the owner keeps all that it offers; of an agent that goes on, values are overwritten.
+    fn is_last(&self) -> bool {
+        !matches!(self.purpose, Purpose::Move { last: false, .. })
+    }
+
+    /// Does without an object that is gone, and without those that name it.
+    fn forget(&mut self, id: ObjectId) {
+        let mut gone = vec![id];
+        while let Some(id) = gone.pop() {
+            self.seen.remove(&id);
+            let missing = self.missing.remove(&id);
+            gone.extend(missing.into_iter().flat_map(|missing| missing.above));
+        }
     }
 
     /// Whether everything is here.
     fn is_whole(&self) -> bool {
-        self.root.is_some() && self.missing.is_empty()
+        // What was given up may still be on its way.
+        let quiet = self.in_flight == 0 && self.arrived.is_empty() && self.ahead.is_empty();
+        quiet && !self.opening && self.failed.is_none() && self.missing.is_empty()
     }
 
     /// Notes that an object is to be asked for, for one that names it.
@@ -426,15 +539,30 @@ impl Import {
     ) -> Result<(), Refused> {
         let found = Checkpoint::decode(bytes).map_err(|_| Refused::Corrupt)?;
         store.ready(OBJECT_HEAD_BYTES, true)?;
+        let moving = match &self.purpose {
+            Purpose::Move { agent, .. } => Some(&**agent),
+            Purpose::Call { .. } => None,
+        };
+        let own = moving == Some(found.agent);
+        let whole = own || self.roots.contains(&id);
+        // With an agent comes all its history, with what it follows no more than what a merge needs.
+        let (moves, enough) = (moving.is_some(), !own && self.ancestors >= ANCESTORS_MAX);
         for parent in found.parents.iter() {
-            if store.tables.objects.find(&parent).is_some() || self.ancestors >= ANCESTORS_MAX {
+            let here = match moves {
+                true => self.seen.contains(&parent),
+                false => store.tables.objects.find(&parent).is_some(),
+            };
+            if here || enough {
                 self.known.push(parent);
             } else {
-                self.ancestors += 1;
+                self.ancestors += usize::from(!own);
                 self.want(parent, None);
             }
         }
-        if self.root == Some(id) && found.tree != tree::EMPTY_TREE {
+        if moves {
+            self.seen.insert(id);
+        }
+        if whole && found.tree != tree::EMPTY_TREE {
             self.need(store, found.tree, id)?;
         }
         Ok(())
@@ -447,7 +575,8 @@ impl Import {
         child: ObjectId,
         above: ObjectId,
     ) -> Result<(), Refused> {
-        if store.keep_known(&child, &mut self.held)? {
+        // What is asked for already is not declined, although it may be here.
+        if !self.missing.contains_key(&child) && store.keep_known(&child, &mut self.held)? {
             self.known.push(child);
             return Ok(());
         }
@@ -464,9 +593,10 @@ impl Import {
         let Some((kind, bytes)) = found else {
             return Ok(0);
         };
-        let own = &store.tables.agent(self.by.place.agent).name;
-        let is_ancestor = self.root != Some(*id) && *kind == ObjectKind::Checkpoint;
-        if is_ancestor && Checkpoint::decode(bytes).is_ok_and(|it| *it.agent == **own) {
+        if let Purpose::Call { by, .. } = &self.purpose
+            && !self.roots.contains(id)
+            && is_of(*kind, bytes, Some(&store.tables.agent(by.place.agent).name))
+        {
             // It was pruned here: without its tree it must not come back as one that can be read.
             return Ok(0);
         }
@@ -488,6 +618,20 @@ impl Import {
 }
 
 impl<D: Disk> Store<D> {
+    /// Holds an object with all that it names, if it is here and stays anyway; whether it is. Of a checkpoint
+    /// that is here its tree need not be.
+    fn hold_kept(&mut self, id: &ObjectId, held: &mut Vec<ObjectNo>) -> bool {
+        let kept = self.find_sound(id).filter(|&no| {
+            let object = self.tables.objects.get(no);
+            object.kept && object.kind != ObjectKind::Checkpoint
+        });
+        if let Some(no) = kept {
+            self.pin(no);
+            held.push(no);
+        }
+        kept.is_some()
+    }
+
     /// Has an object stay that is here, and holds it; whether it is here.
     ///
     /// # Errors

@@ -19,7 +19,7 @@ use crate::id::{ObjectId, ShardNo};
 use crate::segment::index::{NOT_CACHED, ObjectNo};
 use crate::segment::{Disk, ObjectKind, Read};
 use crate::shard::Shard;
-use crate::shard::peer::PeerMessage;
+use crate::shard::peer::{PeerMessage, Wanted};
 use crate::shard::pending::{ColdPiece, Destination, Holder};
 use crate::shard::store::{Refused, Store};
 use crate::state::checkpoint::Checkpoint;
@@ -34,8 +34,10 @@ const EXPORT_BYTES_PER_TURN: usize = 128 << 10;
 /// Objects on their way to another shard.
 #[derive(Debug, Default)]
 struct Export {
-    /// Whose trees are offered; of other checkpoints, what they follow.
-    root: Option<ObjectId>,
+    /// Checkpoints whose trees are offered; of others, what they follow.
+    whole: HashSet<ObjectId>,
+    /// The agent that is moved: what it made is offered with its trees, too.
+    moving: Option<Box<[u8]>>,
     offered: HashSet<ObjectId>,
     wanted: VecDeque<ObjectId>,
 }
@@ -72,21 +74,24 @@ impl Exports {
 }
 
 impl<D: Disk> Shard<D> {
-    /// Opens a transfer of what is published under a name.
-    pub(super) fn open_export(&mut self, to: ShardNo, ticket: u64, agent: &[u8], name: &str) {
-        let root = match self.exports.all.len() < EXPORTS_MAX {
-            true => self.published_here(agent, name),
-            false => Err(Status::Busy),
+    /// Opens a transfer, or offers anew what is wanted by one that is open.
+    pub(super) fn open_export(&mut self, to: ShardNo, ticket: u64, what: Wanted) {
+        let full = self.exports.all.len() >= EXPORTS_MAX;
+        let (roots, moving) = match what {
+            _ if full => (Err(Status::Busy), None),
+            Wanted::Published { agent, name } => (
+                self.published_here(&agent, &name).map(|root| vec![root]),
+                None,
+            ),
+            Wanted::Moving { agent } => (self.roots_of_move(&agent, to), Some(agent)),
         };
-        if let Ok(root) = root {
-            let export = Export {
-                root: Some(root),
-                offered: HashSet::from([root]),
-                wanted: VecDeque::new(),
-            };
-            self.exports.all.insert((to, ticket), export);
+        if let Ok(roots) = &roots {
+            let export = self.exports.all.entry((to, ticket)).or_default();
+            export.moving = moving;
+            export.whole.extend(roots);
+            export.offered.extend(roots);
         }
-        self.send_peer(to, PeerMessage::Opened { ticket, root });
+        self.send_peer(to, PeerMessage::Opened { ticket, roots });
     }
 
     /// Takes what a transfer wants next, and what of the offered it has.
@@ -206,7 +211,7 @@ impl<D: Disk> Shard<D> {
             return;
         };
         if let Ok((kind, bytes)) = &found {
-            let whole = export.root == Some(id);
+            let whole = export.whole.contains(&id) || is_of(*kind, bytes, export.moving.as_deref());
             // What can't be read the other side finds out, too.
             let _ = children(*kind, bytes, whole, |child| {
                 export.offered.insert(child);
@@ -219,6 +224,10 @@ impl<D: Disk> Shard<D> {
     pub(super) fn send_peer(&mut self, to: ShardNo, message: PeerMessage) {
         if self.lost_peers.contains(&to) {
             return;
+        }
+        // What waits goes first: some of it must not be overtaken.
+        if !self.unsent.is_empty() {
+            return self.unsent.push_back((to, message));
         }
         if let Err(message) = self.port.send(to, message) {
             self.unsent.push_back((to, message));
@@ -255,6 +264,12 @@ impl<D: Disk> Store<D> {
             }
         }
     }
+}
+
+/// Whether an object is a checkpoint that an agent made.
+pub(super) fn is_of(kind: ObjectKind, bytes: &[u8], agent: Option<&[u8]>) -> bool {
+    kind == ObjectKind::Checkpoint
+        && Checkpoint::decode(bytes).is_ok_and(|found| Some(found.agent) == agent)
 }
 
 /// Hands over what an object names, as far as it is stored as an object of its own; of a checkpoint its tree

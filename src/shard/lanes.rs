@@ -11,6 +11,8 @@
 //! - a [`LaneRef`] is compared with the lane's generation before use: what was pending for a lane
 //!   that closed finds nothing.
 
+mod handover;
+
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
@@ -21,12 +23,14 @@ use crate::agent::entry::{Op, Submission};
 use crate::agent::frame::Frame;
 use crate::agent::server_lane::{ServerLane, WakeKind};
 use crate::agent::socket::FrameSocket;
-use crate::id::{AgentNo, BranchNo, LaneNo, SessionNo, View};
+use crate::id::{AgentNo, BranchNo, LaneNo, SessionNo, ShardNo, View};
 #[cfg(test)]
 use crate::segment::index::ObjectNo;
 use crate::shard::agent::{BranchRef, MAIN};
 use crate::shard::large::LargeValue;
 use crate::shard::publish::Brought;
+
+pub use handover::HandedLane;
 
 /// Lanes polled at once: one line each in every turn.
 const POLLED_LANES_MAX: usize = 32;
@@ -98,6 +102,10 @@ pub struct Lane {
     pub upload: Option<Box<Upload>>,
     /// What published names mean to the call that is under way.
     pub brought: Vec<Brought>,
+    /// Nothing new is taken from it: its agent is about to move.
+    pub frozen: bool,
+    /// The shard where it attached: its client rings there.
+    pub home: ShardNo,
     /// It is among those to be looked at again.
     pub queued: bool,
     /// Completions were posted in this turn.
@@ -167,6 +175,10 @@ pub struct Lanes {
     session_at: HashMap<SessionNo, usize>,
     of_agent: HashMap<AgentNo, Vec<u32>>,
     polled: Vec<u32>,
+    /// Lanes that went to other shards.
+    forwards: HashMap<(SessionNo, LaneNo), ShardNo>,
+    /// Of them, those that rang.
+    rung: Vec<(ShardNo, SessionNo, LaneNo)>,
     next_session: usize,
     services: u64,
     turn: u64,
@@ -195,7 +207,7 @@ impl Lanes {
         self.session_at.contains_key(&no)
     }
 
-    /// Adds a lane to a known session.
+    /// Adds a lane to a known session, which attached it at `home`.
     pub fn attach(
         &mut self,
         session: SessionNo,
@@ -203,7 +215,9 @@ impl Lanes {
         agent: AgentNo,
         ring: ServerLane,
         socket: Option<Arc<FrameSocket>>,
-    ) {
+        home: ShardNo,
+    ) -> LaneRef {
+        self.forwards.remove(&(session, no));
         let lane = Box::new(Lane {
             ring,
             agent,
@@ -218,6 +232,8 @@ impl Lanes {
             forks: Vec::new(),
             upload: None,
             brought: Vec::new(),
+            frozen: false,
+            home,
             queued: false,
             touched: false,
             last_service: 0,
@@ -240,6 +256,8 @@ impl Lanes {
             lanes.resize(at + 1, NO_LANE);
         }
         lanes[at] = index;
+        let generation = self.slots[index as usize].generation;
+        LaneRef { index, generation }
     }
 
     /// Takes a lane out.
@@ -324,9 +342,16 @@ impl Lanes {
                     if index != NO_LANE {
                         let generation = self.slots[index as usize].generation;
                         ready.push(LaneRef { index, generation });
+                    } else if let Some(&to) = self.forwards.get(&(session.no, no)) {
+                        self.rung.push((to, session.no, no));
                     }
                 }
                 Bell::Overrun => {
+                    let own = self
+                        .forwards
+                        .iter()
+                        .filter(|((of, _), _)| *of == session.no);
+                    self.rung.extend(own.map(|(&(of, no), &to)| (to, of, no)));
                     session.scan.clear();
                     session
                         .scan

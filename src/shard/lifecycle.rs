@@ -178,6 +178,9 @@ impl<D: Disk> Shard<D> {
             return Ok(AgentAnswer::Created(known.is_none()));
         }
         let agent = known.ok_or(AgentError::NoSuchAgent)?;
+        if what != AgentVerb::Describe && self.moves.to(agent).is_some() {
+            return Err(AgentError::Moving);
+        }
         match what {
             AgentVerb::Create { .. } | AgentVerb::Resume => {
                 self.wake_agent(agent)?;
@@ -198,7 +201,10 @@ impl<D: Disk> Shard<D> {
                 self.terminate(agent)?;
                 Ok(AgentAnswer::Done)
             }
-            AgentVerb::Migrate { .. } => Err(AgentError::NoSuchShard),
+            AgentVerb::Migrate { to } => {
+                self.begin_move(agent, to)?;
+                Ok(AgentAnswer::Done)
+            }
         }
     }
 
@@ -247,7 +253,7 @@ impl<D: Disk> Shard<D> {
         let mut found: Vec<&Agent> = tables
             .all_agents()
             .map(|(_, agent)| agent)
-            .filter(|agent| *agent.name > *after)
+            .filter(|agent| *agent.name > *after && !self.moves.is_coming(&agent.name))
             .collect();
         let limit = limit as usize;
         let more = found.len() > limit;
@@ -295,7 +301,7 @@ impl<D: Disk> Shard<D> {
             shard: self.options.no.0,
             public: agent.public,
             suspended: agent.hot.is_some(),
-            moving_to: None,
+            moving_to: self.moves.to(no).map(|to| to.0),
             lanes: agent.lanes,
             branches: named.len() as u32,
             forks: forks as u32,

@@ -39,6 +39,7 @@ mod lanes;
 mod large;
 mod lifecycle;
 mod merge;
+mod migrate;
 pub mod nodes;
 mod parked;
 mod peer;
@@ -118,6 +119,9 @@ pub struct ShardOptions {
     pub wall_ms: u64,
 }
 
+/// Agents that are not where their names say: their shard, and how often they have moved.
+pub type Routes = std::collections::HashMap<Box<[u8]>, (ShardNo, u32)>;
+
 /// Whether an operation is over.
 enum Step {
     /// Completed, or waiting among the pending.
@@ -190,6 +194,11 @@ pub struct Shard<D> {
     exports: copy_out::Exports,
     imports: copy_in::Imports,
     warming: suspend::Warming,
+    moves: migrate::Moves,
+    /// Where agents are whose place is not the one that their name says.
+    routes: Routes,
+    /// What was said of moves and could not be acted on yet.
+    retold: Vec<migrate::MoveMessage>,
     /// Where events go, if somebody may listen.
     feed: Option<Feed>,
     uploads: Uploads,
@@ -242,6 +251,9 @@ impl<D: Disk> Shard<D> {
             exports: copy_out::Exports::default(),
             imports: copy_in::Imports::default(),
             warming: suspend::Warming::default(),
+            moves: migrate::Moves::default(),
+            routes: Routes::new(),
+            retold: Vec::new(),
             feed: None,
             uploads: Uploads::default(),
             unflushed_uploads: Vec::new(),
@@ -266,6 +278,7 @@ impl<D: Disk> Shard<D> {
         let mut worked = self.take_replies();
         worked |= self.take_commands();
         worked |= self.take_messages();
+        worked |= self.end_agents();
         worked |= self.turn_exports();
         worked |= self.turn_imports();
         worked |= self.turn_warming();
@@ -278,12 +291,15 @@ impl<D: Disk> Shard<D> {
             ready.push(at);
         }
         self.lanes.gather(&mut ready);
+        self.pass_on_bells();
         self.lanes.retire(&mut ready);
         for lane in ready.drain(..) {
             worked |= self.serve(lane);
         }
         self.ready = ready;
         self.end_turn();
+        // Behind the answers of the turn: lanes that fell silent are seen at once.
+        worked |= self.turn_moves();
         if worked {
             self.turns += 1;
             self.counters().turns.add(1);
@@ -304,6 +320,9 @@ impl<D: Disk> Shard<D> {
             || self.exports.has_work()
             || self.imports.has_work()
             || self.warming.has_work()
+            || self.moves.has_work()
+            || !self.retold.is_empty()
+            || !self.store.ended.is_empty()
             || !self.commands.is_empty()
             || self.deferred.is_some()
             || !self.port.is_empty()
@@ -364,6 +383,7 @@ impl<D: Disk> Shard<D> {
             let kept = lane.stalled.take().or_else(|| lane.behind.take());
             let submission = match kept {
                 Some(kept) => kept,
+                None if lane.frozen => return served > 0,
                 None => match lane.ring.take() {
                     Ok(Some(submission)) => submission,
                     Ok(None) => {

@@ -8,14 +8,15 @@
 
 use crate::agent::entry::{BusyReason, Completion, Status, Submission, Tier};
 use crate::agent::layout::ARENA_BYTES_MAX;
-use crate::id::{ObjectId, ShardNo};
+use crate::id::{LaneNo, ObjectId, SessionNo, ShardNo};
 use crate::segment::{Disk, ObjectKind};
 use crate::shard::agent::{BranchRef, MAIN};
 use crate::shard::lanes::LaneRef;
+use crate::shard::migrate::MoveMessage;
 use crate::shard::pending::{Destination, PeerRead};
 use crate::shard::read::{ColdPieces, Served, serve_value};
 use crate::shard::store::Refused;
-use crate::shard::{MESSAGES_PER_TURN, Scratch, Shard, Step};
+use crate::shard::{Command, MESSAGES_PER_TURN, Scratch, Shard, Step};
 
 /// Questions that one shard may have open at the others.
 const PEER_READS_MAX: usize = 256;
@@ -47,21 +48,19 @@ pub enum PeerMessage {
         /// The bytes.
         bytes: Vec<u8>,
     },
-    /// The sender wants to copy what an agent of the receiver has published.
+    /// The sender wants to copy something of an agent of the receiver.
     Open {
         /// The sender's number for the copy.
         ticket: u64,
-        /// The agent's name.
-        agent: Box<[u8]>,
-        /// The published name.
-        name: Box<str>,
+        /// What it wants.
+        what: Wanted,
     },
-    /// The answer: the checkpoint.
+    /// The answer: where the copy begins.
     Opened {
         /// As in the question.
         ticket: u64,
-        /// It is offered now; or why not.
-        root: Result<ObjectId, Status>,
+        /// They are offered now; or why not.
+        roots: Result<Vec<ObjectId>, Status>,
     },
     /// The sender wants objects that were offered to it.
     Want {
@@ -85,6 +84,39 @@ pub enum PeerMessage {
     Close {
         /// The copy.
         ticket: u64,
+    },
+    /// An agent is on its way from one shard to the other.
+    Move(Box<MoveMessage>),
+    /// A lane that the receiver serves has rung at the sender.
+    Rung {
+        /// Its session.
+        session: SessionNo,
+        /// The lane.
+        lane: LaneNo,
+    },
+    /// A command that is the receiver's to carry out.
+    Forward {
+        /// The command.
+        command: Box<Command>,
+        /// The receiver had forwarded it, and it found nothing here.
+        back: bool,
+    },
+}
+
+/// What is to be copied.
+#[derive(Debug)]
+pub enum Wanted {
+    /// A published checkpoint.
+    Published {
+        /// The agent's name.
+        agent: Box<[u8]>,
+        /// The published name.
+        name: Box<str>,
+    },
+    /// All that an agent holds that is moved to the asking shard.
+    Moving {
+        /// The agent's name.
+        agent: Box<[u8]>,
     },
 }
 
@@ -121,11 +153,7 @@ impl<D: Disk> Shard<D> {
     }
 
     fn public_value(&mut self, name: &[u8], key: &[u8]) -> Result<crate::state::Value, Status> {
-        let agent = self
-            .store
-            .tables
-            .agent_no(name)
-            .ok_or(Status::NoSuchAgent)?;
+        let agent = self.agent_here(name)?;
         if !self.store.tables.agent(agent).public {
             return Err(Status::Forbidden);
         }
@@ -238,12 +266,8 @@ impl<D: Disk> Shard<D> {
 
     fn take_copy_message(&mut self, shard: ShardNo, message: PeerMessage) {
         match message {
-            PeerMessage::Open {
-                ticket,
-                agent,
-                name,
-            } => self.open_export(shard, ticket, &agent, &name),
-            PeerMessage::Opened { ticket, root } => self.opened(ticket, root),
+            PeerMessage::Open { ticket, what } => self.open_export(shard, ticket, what),
+            PeerMessage::Opened { ticket, roots } => self.opened(ticket, roots),
             PeerMessage::Want {
                 ticket,
                 wanted,
@@ -251,6 +275,9 @@ impl<D: Disk> Shard<D> {
             } => self.want_exports(shard, ticket, &wanted, &known),
             PeerMessage::Object { ticket, id, found } => self.arrived(ticket, id, found),
             PeerMessage::Close { ticket } => self.close_export(shard, ticket),
+            PeerMessage::Move(message) => self.take_move(shard, *message),
+            PeerMessage::Rung { session, lane } => self.rung(session, lane),
+            PeerMessage::Forward { command, back } => self.inherit(shard, *command, back),
             PeerMessage::Read { .. } | PeerMessage::Reply { .. } => {}
         }
     }
@@ -369,6 +396,7 @@ impl<D: Disk> Shard<D> {
                 Completion::new(read.user_data, Status::ShuttingDown),
             );
         }
+        self.end_moves();
         self.fail_imports(Status::ShuttingDown, |_| true);
         self.exports.clear();
         self.unsent.clear();
@@ -384,6 +412,7 @@ impl<D: Disk> Shard<D> {
             busy.detail = BusyReason::Mesh as u32;
             self.finish(read.lane, busy);
         }
+        self.forget_mover(shard);
         self.fail_imports(Status::Busy, |owner| owner == shard);
         self.exports.forget_peer(shard);
     }

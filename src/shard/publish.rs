@@ -12,7 +12,7 @@ use std::ops::Bound;
 
 use crate::agent::call::{Call, Id, Revision, TagInfo};
 use crate::agent::entry::{Completion, Status, Submission};
-use crate::id::{AgentNo, ObjectId, ShardNo};
+use crate::id::{AgentNo, ObjectId};
 use crate::segment::{Disk, Head};
 use crate::shard::agent::BranchRef;
 use crate::shard::call::{Asker, Failed, Outcome, committed};
@@ -90,15 +90,19 @@ impl<D: Disk> Shard<D> {
     /// What an agent of this shard has published under a name.
     pub(super) fn published_here(&self, agent: &[u8], name: &str) -> Result<ObjectId, Status> {
         let tables = &self.store.tables;
-        let agent = tables.agent_no(agent).ok_or(Status::NoSuchAgent)?;
+        let agent = self.agent_here(agent)?;
         let tag = tables.agent(agent).tags.get(name);
         let public = tag.filter(|tag| tag.public);
         public.map(|tag| tag.target).ok_or(Status::NoSuchRevision)
     }
 
-    /// The shard that has an agent, or would have it.
-    pub(super) fn home(&self, agent: &[u8]) -> ShardNo {
-        super::owner(agent, self.port.shards())
+    /// The agent of a name. One that moved away was asked for by who does not know yet.
+    pub(super) fn agent_here(&self, name: &[u8]) -> Result<AgentNo, Status> {
+        let moved = match self.home(name) == self.options.no {
+            true => Status::NoSuchAgent,
+            false => Status::Busy,
+        };
+        self.store.tables.agent_no(name).ok_or(moved)
     }
 
     /// Lets an agent read a checkpoint from now on; nothing is to be done where it may already.

@@ -154,6 +154,8 @@ pub struct Store<D> {
     pub(super) retired: VecDeque<Retired>,
     /// The same of agents that are suspended or gone: L2 lets go of their values, too.
     pub(super) cooling: VecDeque<Retired>,
+    /// Agents that ended without a word in the log yet.
+    pub(super) ended: Vec<AgentNo>,
     index_bytes_max: u64,
     index_bytes: u64,
     delete_reserve_bytes: usize,
@@ -184,6 +186,7 @@ impl<D: Disk> Store<D> {
             commits: Commits::default(),
             retired: VecDeque::new(),
             cooling: VecDeque::new(),
+            ended: Vec::new(),
             index_bytes_max,
             index_bytes,
             delete_reserve_bytes,

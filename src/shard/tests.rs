@@ -141,6 +141,7 @@ impl World {
                 memory,
                 fd: Arc::new(fd),
             },
+            home: None,
             reply: Answer::new(move |outcome| reply.send(outcome).unwrap()),
         };
         assert!(
@@ -314,6 +315,7 @@ impl World {
             || self.shard.store.has_retired()
             || self.shard.store.is_cooling()
             || !self.shard.imports.is_empty()
+            || !self.shard.moves.is_empty()
             || !self.shard.warming.is_empty();
         if busy {
             return;
