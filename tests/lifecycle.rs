@@ -410,7 +410,7 @@ fn a_suspended_agent_takes_no_memory_and_its_hot_keys_come_back_first() {
         (info.l2_bytes == 0 && runtime.memory().l2_bytes == 0).then_some(info)
     });
     assert!(asleep.suspended && asleep.index_bytes <= suspended.kept_bytes);
-    assert_eq!(session.agents("", 0).unwrap().items[0].suspended, true);
+    assert!(session.agents("", 0).unwrap().items[0].suspended);
     let again = session.suspend_agent("sleeper").unwrap();
     assert_eq!(again.kept_bytes, suspended.kept_bytes);
     runtime.shutdown().unwrap();

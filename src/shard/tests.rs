@@ -1070,6 +1070,7 @@ fn an_attach_that_was_given_up_leaves_nothing() {
                 memory,
                 fd: Arc::clone(&fd),
             },
+            home: None,
             reply: Answer::new(move |outcome: Result<_, _>| {
                 let _ = reply.send(outcome.map(drop));
             }),

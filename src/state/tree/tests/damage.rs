@@ -193,7 +193,7 @@ fn children_that_do_not_fit() {
     // One entry less, and all lengths right.
     let node = Node::open(forest.nodes.node(&second).unwrap()).unwrap();
     let end = node.place_before(&node.end());
-    let (heads, suffixes, payloads) = node.run(&node::Place::default(), &end);
+    let (heads, suffixes, payloads) = node.run(&Place::default(), &end);
     let header = [1, 0, end.index as u8, 0];
     let short = [&header[..], heads, suffixes, payloads].concat();
     assert_eq!(check_node(&short), Ok(()));
