@@ -12,6 +12,7 @@ pub mod id;
 pub mod io;
 pub mod mesh;
 pub mod metrics;
+pub mod prefetch;
 pub mod runtime;
 pub mod segment;
 pub mod shard;

@@ -179,6 +179,8 @@ counters! {
     moved_bytes,
     /// Gauge: 1 while nothing is collected because something that is needed is damaged.
     collect_blocked,
+    /// Access events that found their stream full.
+    access_events_lost,
 }
 
 /// A latency distribution in nanoseconds, up to a minute, to three digits.

@@ -10,6 +10,7 @@
 //!   is dropped without it leaves what a kill leaves.
 //! - a stale socket is replaced, one that a live runtime answers on is not.
 
+mod agents;
 mod collect;
 mod control;
 mod data_dir;
@@ -26,10 +27,11 @@ mod verify;
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -43,17 +45,18 @@ pub use verify::{Finding, Verified, verify_data_dir};
 use crate::cache::L2;
 use crate::client::{Attach, ClientError, Lane, Session};
 use crate::config::{Choice, Config, ConfigError, Io};
-use crate::id::ShardNo;
+use crate::id::{AgentNo, ShardNo};
 use crate::io::{Backend, IoCore, IoError, IoOptions, ShardDisk, ShardFiles};
 use crate::mesh::mesh;
 use crate::metrics::{ShardCounters, Stats};
+use crate::prefetch::{self, Events};
 use crate::segment::files::tail_file_name;
 use crate::segment::{
     Cut, Directory, Location, Log, LogConfig, LogId, RecoverError, RecoverReport, Recovered,
     RecoveredRecord, SegmentFiles,
 };
 use crate::shard::store::Store;
-use crate::shard::{Command, PeerMessage, Shard, ShardOptions, Tables, TablesError};
+use crate::shard::{Command, PeerMessage, Routes, Shard, ShardOptions, Tables, TablesError, owner};
 use crate::shared::SharedError;
 use crate::topology::{Machine, Resolved, TopologyError, raise_file_limit, resolve};
 use control::ControlPlane;
@@ -192,6 +195,8 @@ pub struct Runtime {
     resolved: Resolved,
     recovery: Recovery,
     stop: Arc<AtomicBool>,
+    /// Readers' ends of the shards' access events, until they are taken.
+    events: Mutex<Vec<Option<Events>>>,
     l2_bytes: u64,
     // Last: the lock outlives everything that uses the directory.
     _data_dir: DataDir,
@@ -304,6 +309,8 @@ impl Runtime {
             recovery.report.add(&report);
             stores.push(store);
         }
+        let routes = settle_moves(&mut stores);
+        control.set_routes(routes.clone());
         recovery.elapsed = started.elapsed();
         recovery.log();
 
@@ -320,9 +327,10 @@ impl Runtime {
             resolved,
             recovery,
             stop,
+            events: Mutex::default(),
             _data_dir: data_dir,
         };
-        runtime.spawn_shards(stores, &commands, &doorbells)?;
+        runtime.spawn_shards(stores, &routes, &commands, &doorbells)?;
         if opened == Opened::ToRead {
             return Ok(runtime);
         }
@@ -336,6 +344,7 @@ impl Runtime {
     fn spawn_shards(
         &mut self,
         stores: Vec<Store<ShardDisk>>,
+        routes: &Routes,
         commands: &[Arc<ArrayQueue<Command>>],
         doorbells: &[Arc<Doorbell>],
     ) -> Result<(), RuntimeError> {
@@ -349,7 +358,14 @@ impl Runtime {
                 wall_ms: wall_ms(),
             };
             let counters = Arc::clone(&self.counters);
-            let shard = Shard::new(options, store, port, Arc::clone(&commands[no]), counters);
+            let mut shard = Shard::new(options, store, port, Arc::clone(&commands[no]), counters);
+            let (feed, events) = prefetch::event::stream();
+            shard.set_feed(feed);
+            shard.set_routes(routes.clone());
+            self.events
+                .get_mut()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(Some(events));
             self.shards.push(ShardThread::spawn(
                 shard,
                 self.resolved.placement.shards[no],
@@ -511,6 +527,36 @@ enum Opened {
     ToServe,
     /// To be looked at: nothing in it changes.
     ToRead,
+}
+
+/// Finds the agents that are not on the shard that their names say. Of one that two shards have, as a crash in
+/// a move leaves it, the copy that moved less often is it: the other one ends.
+fn settle_moves(stores: &mut [Store<ShardDisk>]) -> Routes {
+    /// Moves, shard, number.
+    type Place = (u32, usize, AgentNo);
+    let mut places: HashMap<Box<[u8]>, Vec<Place>> = HashMap::new();
+    for (shard, store) in stores.iter().enumerate() {
+        for (no, agent) in store.tables.all_agents() {
+            let places = places.entry(agent.name.clone()).or_default();
+            places.push((agent.moves, shard, no));
+        }
+    }
+    let mut routes = Routes::new();
+    for (name, mut places) in places {
+        places.sort_unstable();
+        let mut places = places.into_iter();
+        let Some((moves, shard, _)) = places.next() else {
+            continue;
+        };
+        for (_, shard, no) in places {
+            stores[shard].end_agent(no);
+        }
+        let shard = ShardNo(shard as u16);
+        if shard != owner(&name, stores.len()) {
+            routes.insert(name, (shard, moves));
+        }
+    }
+    routes
 }
 
 /// Reads a shard's log back, on the I/O core, and opens its segments.

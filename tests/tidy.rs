@@ -44,7 +44,7 @@ const DEPENDENCY_ROOMS: [(&str, &[&str]); 21] = [
     ("indicatif", &["cli"]),
     ("memmap2", &["cache", "shared"]),
     ("postcard", &["agent"]),
-    ("ringbuf", &["io", "mesh"]),
+    ("ringbuf", &["io", "mesh", "prefetch"]),
     ("serde_json", &["cli"]),
     ("toml", &["config"]),
     ("tracing_subscriber", &["cli"]),

@@ -85,6 +85,12 @@ impl ServerBells {
         }
     }
 
+    /// The region of the session.
+    #[must_use]
+    pub fn session(&self) -> Arc<SharedMemory> {
+        Arc::clone(&self.session)
+    }
+
     /// The next bell. A client can ring without end: the caller bounds how many it takes in turn.
     #[inline]
     pub fn next_bell(&mut self) -> Bell {

@@ -38,6 +38,16 @@ pub enum Revision<'a> {
     Checkpoint(Id),
     /// No checkpoint: the empty state before the first.
     Empty,
+    /// What another agent has published under a name ([`Call::Publish`]). From the first use on the
+    /// asking agent may read that checkpoint, by its id too, until it gives it up.
+    Published {
+        /// The agent that published it.
+        #[serde(borrow)]
+        agent: &'a str,
+        /// The name.
+        #[serde(borrow)]
+        name: &'a str,
+    },
 }
 
 /// What becomes of a key that both sides of a merge changed.
@@ -216,6 +226,30 @@ pub enum Call<'a> {
     },
     /// About superpositions.
     Superposition(#[serde(borrow)] SetCall<'a>),
+    /// Names a checkpoint, as [`Call::Tag`] does, and lets every agent read it by that name. A tag of
+    /// the same name that is made anew is private again. No answer.
+    Publish {
+        /// The name.
+        #[serde(borrow)]
+        name: &'a str,
+        /// The checkpoint.
+        #[serde(borrow)]
+        target: Revision<'a>,
+        /// Even if the name names another one.
+        force: bool,
+    },
+    /// Lists published names that come after this one. Answer: [`TagInfo`] each.
+    Published {
+        /// The last name of the page before.
+        #[serde(borrow)]
+        after: &'a str,
+    },
+    /// Gives a checkpoint up that the agent did not make, and may read since it named it as published:
+    /// refused while a branch or a tag names it. No answer.
+    Forget {
+        /// The checkpoint.
+        target: Id,
+    },
 }
 
 impl<'a> Call<'a> {
@@ -265,10 +299,29 @@ impl<'a> Call<'a> {
             Self::Branch { name, .. }
             | Self::Rename { name }
             | Self::Keep { name }
-            | Self::Tag { name, .. } => check_name(name),
+            | Self::Tag { name, .. }
+            | Self::Publish { name, .. } => check_name(name),
             Self::Superposition(call) => call.check_names(),
             _ => Ok(()),
         }
+    }
+
+    /// The revisions that it names.
+    pub fn revisions_mut(&mut self) -> impl Iterator<Item = &mut Revision<'a>> {
+        let named = match self {
+            Self::Branch { from, .. }
+            | Self::Fork { from }
+            | Self::Log { from, .. }
+            | Self::Merge { from, .. } => [Some(from), None],
+            Self::Restore { to, .. } => [Some(to), None],
+            Self::Superposition(SetCall::Add { from, .. }) => [Some(from), None],
+            Self::Tag { target, .. } | Self::Publish { target, .. } => [Some(target), None],
+            Self::Diff { before, after, .. } | Self::DiffCounts { before, after } => {
+                [Some(before), Some(after)]
+            }
+            _ => [None, None],
+        };
+        named.into_iter().flatten()
     }
 }
 
@@ -461,6 +514,17 @@ pub fn items<'a, T: Deserialize<'a>>(
             }
         }
     })
+}
+
+/// Reads an answer that is one item.
+///
+/// # Errors
+/// [`BadAnswer`].
+pub fn one<'a, T: Deserialize<'a>>(answer: &'a [u8]) -> Result<T, BadAnswer> {
+    match postcard::take_from_bytes(answer) {
+        Ok((item, [])) => Ok(item),
+        _ => Err(BadAnswer),
+    }
 }
 
 /// Bytes that are no answer to the call.

@@ -16,6 +16,8 @@ use crate::id::{AGENT_NAME_BYTES_MAX, AgentNo, LaneNo, SessionNo, ShardNo};
 pub const FRAME_BYTES_MAX: usize = 4096;
 /// Bytes before a frame's body.
 pub const FRAME_HEADER_BYTES: usize = 16;
+/// Most bytes of the body of an `Ask` or a `Told`.
+pub const BODY_BYTES_MAX: usize = FRAME_BYTES_MAX - FRAME_HEADER_BYTES;
 /// First word of every frame: the bytes `HELI`.
 pub const FRAME_MAGIC: u32 = u32::from_le_bytes(*b"HELI");
 /// Longest text of a `Refused` or `Closing`; longer ones are cut.
@@ -103,6 +105,16 @@ pub enum Frame<'a> {
         /// Why, and what to do, for people.
         text: &'a str,
     },
+    /// Client: asks something about agents, be it attached to them or not.
+    Ask {
+        /// A [`crate::agent::lifecycle::Ask`].
+        body: &'a [u8],
+    },
+    /// Server: the answer to an `Ask`.
+    Told {
+        /// What the question says that it is.
+        body: &'a [u8],
+    },
 }
 
 /// Why a session or lane was refused.
@@ -129,12 +141,14 @@ pub enum RefusalCode {
     NoSuchLane,
     /// The shard that owns the agent failed; the runtime has to be restarted.
     ShardFailed,
+    /// Lanes are attached to the agent.
+    InUse,
     /// A code of a later version.
     Other(u32),
 }
 
 impl RefusalCode {
-    const KNOWN: [Self; 10] = [
+    const KNOWN: [Self; 11] = [
         Self::Version,
         Self::Protocol,
         Self::NotAllowed,
@@ -145,6 +159,7 @@ impl RefusalCode {
         Self::Disk,
         Self::NoSuchLane,
         Self::ShardFailed,
+        Self::InUse,
     ];
 
     /// The number on the wire, from 1.
@@ -220,7 +235,7 @@ pub enum FrameError {
         theirs: u16,
     },
     /// No such kind of frame.
-    #[error("unknown kind of frame {kind}; this version knows 1 to 10")]
+    #[error("unknown kind of frame {kind}; this version knows 1 to 12")]
     Kind {
         /// The number found.
         kind: u16,
@@ -284,6 +299,8 @@ impl<'a> Frame<'a> {
             Self::Bell { .. } => 8,
             Self::Wake { .. } => 9,
             Self::Closing { .. } => 10,
+            Self::Ask { .. } => 11,
+            Self::Told { .. } => 12,
         }
     }
 
@@ -355,6 +372,13 @@ impl<'a> Frame<'a> {
             Self::Closing { reason, text } => {
                 w.put(&reason.to_code().to_le_bytes());
                 w.text(text);
+            }
+            Self::Ask { body } | Self::Told { body } => {
+                if body.len() > BODY_BYTES_MAX {
+                    let bytes = FRAME_HEADER_BYTES + body.len();
+                    return Err(FrameError::Oversized { bytes });
+                }
+                w.put(body);
             }
         }
         let bytes = w.at;
@@ -469,6 +493,8 @@ impl<'a> Frame<'a> {
                 reason: CloseReason::from_code(r.u32()?),
                 text: r.text()?,
             },
+            11 => Self::Ask { body: r.rest() },
+            12 => Self::Told { body: r.rest() },
             kind => return Err(FrameError::Kind { kind }),
         })
     }
@@ -515,6 +541,12 @@ impl<'a> Reader<'a> {
         let taken = self.bytes.get(self.at..expected);
         self.at = expected.min(found);
         taken.ok_or(FrameError::Truncated { expected, found })
+    }
+
+    fn rest(&mut self) -> &'a [u8] {
+        let rest = &self.bytes[self.at..];
+        self.at = self.bytes.len();
+        rest
     }
 
     fn array<const N: usize>(&mut self) -> Result<[u8; N], FrameError> {
@@ -641,6 +673,21 @@ mod tests {
     }
 
     #[test]
+    fn questions_and_answers_are_whatever_is_left_of_the_frame() {
+        for body in [&b""[..], b"question", &[7; BODY_BYTES_MAX]] {
+            for frame in [Frame::Ask { body }, Frame::Told { body }] {
+                assert_eq!(Frame::decode(&encoded(&frame)), Ok((77, frame)));
+            }
+        }
+        let body = &[7; BODY_BYTES_MAX + 1][..];
+        let long = Frame::Told { body }.encode(1, &mut [0; FRAME_BYTES_MAX]);
+        assert!(
+            matches!(long, Err(FrameError::Oversized { .. })),
+            "{long:?}"
+        );
+    }
+
+    #[test]
     fn each_wrong_header_has_its_error() {
         let good = encoded(&Frame::Detach { lane: LaneNo(1) });
         let with = |at: usize, byte: u8| {
@@ -651,7 +698,7 @@ mod tests {
         assert!(matches!(with(0, 0), FrameError::Magic { .. }));
         assert_eq!(with(4, 9), FrameError::Newer { ours: 1, theirs: 9 });
         assert_eq!(with(4, 0), FrameError::Older { ours: 1, theirs: 0 });
-        assert_eq!(with(6, 11), FrameError::Kind { kind: 11 });
+        assert_eq!(with(6, 13), FrameError::Kind { kind: 13 });
         assert_eq!(with(6, 0), FrameError::Kind { kind: 0 });
         assert!(matches!(with(13, 0x10), FrameError::Oversized { .. }));
         let long = vec![0; FRAME_BYTES_MAX + 1];

@@ -27,6 +27,7 @@ pub mod client_lane;
 pub mod entry;
 pub mod frame;
 pub mod layout;
+pub mod lifecycle;
 pub mod malformed;
 pub mod packed;
 pub mod server_lane;
@@ -104,6 +105,8 @@ pub enum CloseReason {
     ShardFailed,
     /// The runtime needs the memory.
     Memory,
+    /// The agent was terminated.
+    Terminated,
     /// A reason of a later version.
     Other(u32),
 }
@@ -118,6 +121,7 @@ impl CloseReason {
             Self::Detached => 3,
             Self::ShardFailed => 4,
             Self::Memory => 5,
+            Self::Terminated => 6,
             Self::Other(code) => code.max(1),
         }
     }
@@ -131,6 +135,7 @@ impl CloseReason {
             3 => Self::Detached,
             4 => Self::ShardFailed,
             5 => Self::Memory,
+            6 => Self::Terminated,
             other => Self::Other(other),
         }
     }
@@ -144,6 +149,7 @@ impl fmt::Display for CloseReason {
             Self::Detached => f.write_str("it was detached"),
             Self::ShardFailed => f.write_str("its shard failed; restart the runtime"),
             Self::Memory => f.write_str("the runtime needs the memory; attach again later"),
+            Self::Terminated => f.write_str("its agent was terminated"),
             Self::Other(code) => write!(f, "reason {code}, which this client doesn't know"),
         }
     }

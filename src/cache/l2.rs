@@ -278,6 +278,23 @@ impl L2 {
         }
     }
 
+    /// How much a value was wanted lately: the more, the higher. Of equal ones nothing is known.
+    #[must_use]
+    pub fn warmth(&self, entry: EntryNo) -> u8 {
+        let entry = self.entry(entry);
+        let kept = matches!(entry.place, Place::Main);
+        entry
+            .touches
+            .saturating_mul(2)
+            .saturating_add(u8::from(kept))
+    }
+
+    /// What a value takes of the cache, in bytes.
+    #[must_use]
+    pub fn charge_of(&self, entry: EntryNo) -> usize {
+        charge(self.entry(entry).value_bytes as usize)
+    }
+
     /// The charge of all values in the cache, but for those of groups.
     #[must_use]
     pub fn bytes_used(&self) -> usize {

@@ -12,16 +12,19 @@
 //! - a window hit is reported lossily; nothing waits for the report.
 //! - a lane is used by one thread at a time; a session by any number.
 
+mod agents;
 mod checkpoint_as;
 mod error;
 mod lane;
 mod pipeline;
+mod publish;
 mod reply;
 mod session;
 mod superposition;
 mod versions;
 
 pub use crate::agent::call::{DiffCounts, Policy, Revision};
+pub use crate::agent::lifecycle::{AgentInfo, AgentItem, AgentPage, HeadInfo, Suspended};
 pub use crate::agent::set_call::Choice;
 pub use error::ClientError;
 pub use lane::Lane;

@@ -85,6 +85,11 @@ pub trait Connection: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// As [`Session::attach`].
     fn attach(&self, agent: &str, how: Attach) -> Result<AttachedLane, ClientError>;
+    /// Asks something about agents: an [`Ask`](crate::agent::lifecycle::Ask) as bytes, and its answer.
+    ///
+    /// # Errors
+    /// The runtime refuses, or is gone.
+    fn ask(&self, question: &[u8]) -> Result<Vec<u8>, ClientError>;
     /// Closes a lane; nothing is waited for.
     fn detach(&self, lane: LaneNo);
     /// Wakes a shard that said it sleeps.
@@ -140,6 +145,10 @@ impl Session {
     #[must_use]
     pub fn over(connection: Arc<dyn Connection>) -> Self {
         Self { connection }
+    }
+
+    pub(super) fn connection(&self) -> &dyn Connection {
+        &*self.connection
     }
 
     /// Opens a lane to an agent's state.
@@ -226,6 +235,7 @@ enum Answer {
         window: u64,
         fds: Vec<OwnedFd>,
     },
+    Told(Vec<u8>),
 }
 
 impl SocketConnection {
@@ -304,7 +314,18 @@ impl Connection for SocketConnection {
                 window,
                 fds,
             } => AttachedLane::map(&fds, sizes, lane, shard, window),
-            Answer::Welcome(_) => Err(ClientError::BadReply),
+            Answer::Welcome(_) | Answer::Told(_) => Err(ClientError::BadReply),
+        }
+    }
+
+    fn ask(&self, question: &[u8]) -> Result<Vec<u8>, ClientError> {
+        let mut request = self.request.lock().unwrap_or_else(PoisonError::into_inner);
+        *request = request.wrapping_add(1);
+        let frame = Frame::Ask { body: question };
+        self.socket.send(*request, &frame, &[])?;
+        match await_answer(&self.socket, &self.events, *request)? {
+            Answer::Told(answer) => Ok(answer),
+            _ => Err(ClientError::BadReply),
         }
     }
 
@@ -392,6 +413,7 @@ fn await_answer(
                     fds,
                 });
             }
+            Frame::Told { body } if mine => return Ok(Answer::Told(body.to_vec())),
             Frame::Refused { code, text } if mine => {
                 return Err(ClientError::Refused {
                     code,

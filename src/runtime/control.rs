@@ -13,9 +13,9 @@
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crossbeam_queue::ArrayQueue;
@@ -35,7 +35,7 @@ use crate::runtime::inbox::Inbox;
 use crate::runtime::shard_thread::Doorbell;
 use crate::segment::Sequence;
 use crate::shard::{
-    Answer, AttachError, AttachRequest, Attached, Command, Event, SharedWindow, owner,
+    Answer, AttachError, AttachRequest, Attached, Command, Event, Routes, SharedWindow, owner,
 };
 use crate::shared::{Access, SharedError, SharedMemory};
 use crate::topology::Resolved;
@@ -125,6 +125,7 @@ pub(super) enum Notice {
 pub(super) enum Outcome {
     Attached(Result<Attached, AttachError>),
     Detached,
+    Told(Result<Vec<u8>, Refusal>),
 }
 
 /// The sender's end of the notices.
@@ -222,7 +223,7 @@ pub(super) struct NewLane {
 /// The control plane.
 #[derive(Debug)]
 pub(super) struct ControlPlane {
-    inboxes: Vec<Inbox>,
+    pub(super) inboxes: Vec<Inbox>,
     access: AccessRules,
     has_rules: bool,
     window_bytes: usize,
@@ -230,6 +231,8 @@ pub(super) struct ControlPlane {
     next_session: AtomicU64,
     notices: Notices,
     health: Health,
+    /// Agents that are not where their names say.
+    routes: Mutex<Routes>,
     /// The I/O core is gone: every shard is to stop.
     halt: AtomicBool,
 }
@@ -262,6 +265,7 @@ impl ControlPlane {
                 wake: Arc::clone(&wake),
             },
             health: Health::default(),
+            routes: Mutex::default(),
             halt: AtomicBool::new(false),
         };
         Ok((control, Events { receive, wake }))
@@ -315,6 +319,38 @@ impl ControlPlane {
         self.access.allows(uid, gid, agent)
     }
 
+    pub(super) fn access(&self) -> &AccessRules {
+        &self.access
+    }
+
+    /// The shard that has an agent, or would have it.
+    pub(super) fn home(&self, agent: &[u8]) -> ShardNo {
+        let routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = routes.get(agent).map(|(shard, _)| *shard);
+        known.unwrap_or_else(|| owner(agent, self.shards()))
+    }
+
+    /// Notes where agents are that are not where their names say.
+    pub(super) fn set_routes(&self, routes: Routes) {
+        *self.routes.lock().unwrap_or_else(PoisonError::into_inner) = routes;
+    }
+
+    /// An agent went to another shard: everybody is told who may ask for it.
+    pub(super) fn moved(&self, agent: &[u8], to: ShardNo, moves: u32) {
+        {
+            let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
+            if routes.get(agent).is_some_and(|(_, known)| *known >= moves) {
+                return;
+            }
+            routes.insert(agent.into(), (to, moves));
+        }
+        for shard in (0..self.shards() as u16).map(ShardNo) {
+            let agent = agent.into();
+            // A shard that is gone asks for nothing.
+            let _ = self.command(shard, Command::Route { agent, to, moves });
+        }
+    }
+
     /// Opens a session; the descriptor is of its region, for the client.
     pub(super) fn open_session(
         &self,
@@ -352,7 +388,7 @@ impl ControlPlane {
             let text = format!("an agent's name has 1 to {AGENT_NAME_BYTES_MAX} bytes");
             return Err(Refusal::new(RefusalCode::Protocol, text));
         }
-        let shard = owner(name.as_bytes(), self.shards());
+        let shard = self.home(name.as_bytes());
         let inbox = &self.inboxes[usize::from(shard.0)];
         let halted = self.halt.load(Ordering::Acquire);
         let gone = inbox.gone().or(halted.then_some(CloseReason::ShardFailed));
@@ -388,6 +424,7 @@ impl ControlPlane {
                 memory,
                 fd: Arc::new(fd),
             },
+            home: None,
             reply: answer,
         };
         self.command(shard, Command::Attach(Box::new(request)))

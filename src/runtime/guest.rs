@@ -66,12 +66,14 @@ struct Request {
 enum State {
     Attaching(Attaching),
     Detaching { lane: LaneNo, shard: ShardNo },
+    Asking,
     Done(Reply),
 }
 
 enum Reply {
     Attached(Box<NewLane>),
     Detached(LaneNo),
+    Told(Vec<u8>),
     Refused(Refusal),
 }
 
@@ -178,6 +180,22 @@ impl Guest {
         self.wait_for(number, state)
     }
 
+    /// Takes an `Ask`. The ticket of the request, and when it is overdue.
+    pub(super) fn ask(
+        &mut self,
+        control: &Arc<ControlPlane>,
+        number: u32,
+        question: &[u8],
+    ) -> (u64, Instant) {
+        let who = Some((self.peer.uid, self.peer.gid));
+        let answer = self.answer(control, Outcome::Told);
+        let state = match control.ask(question, who, answer) {
+            Ok(()) => State::Asking,
+            Err(refusal) => State::Done(Reply::Refused(refusal)),
+        };
+        self.wait_for(number, state)
+    }
+
     fn wait_for(&mut self, number: u32, state: State) -> (u64, Instant) {
         let ticket = self.first + self.requests.len() as u64;
         let deadline = Instant::now() + ANSWER_WAIT;
@@ -227,12 +245,21 @@ impl Guest {
             (State::Detaching { lane, .. }, Outcome::Detached) => {
                 State::Done(Reply::Detached(lane))
             }
+            (State::Asking, Outcome::Told(Ok(answer))) => State::Done(Reply::Told(answer)),
+            (State::Asking, Outcome::Told(Err(refusal))) => State::Done(Reply::Refused(refusal)),
             (state, _) => state,
         };
     }
 
     /// Gives up what is overdue.
     pub(super) fn expire(&mut self, control: &ControlPlane, now: Instant) {
+        for request in &mut self.requests {
+            if request.deadline <= now && matches!(request.state, State::Asking) {
+                let text = "no answer in time; ask again";
+                let late = Refusal::new(RefusalCode::NoMemory, text);
+                request.state = State::Done(Reply::Refused(late));
+            }
+        }
         self.give_up(control, |request, _| request.deadline <= now);
     }
 
@@ -276,6 +303,7 @@ impl Guest {
                     let lane = *lane;
                     self.socket.send(*number, &Frame::Detached { lane }, &[])
                 }
+                Reply::Told(body) => self.socket.send(*number, &Frame::Told { body }, &[]),
                 Reply::Refused(refusal) => self.refuse(*number, refusal),
             };
             if let Err(SocketError::WouldBlock) = sent {

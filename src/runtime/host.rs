@@ -8,8 +8,9 @@ use crate::agent::bell::ClientBells;
 use crate::agent::frame::RefusalCode;
 use crate::client::{Attach, AttachedLane, ClientError, Connection, Session};
 use crate::id::{LaneNo, ShardNo};
-use crate::runtime::RuntimeError;
-use crate::runtime::control::{ANSWER_WAIT, ControlPlane, SessionSeat};
+use crate::prefetch::Events;
+use crate::runtime::control::{ANSWER_WAIT, ControlPlane, Refusal, SessionSeat};
+use crate::runtime::{Runtime, RuntimeError};
 use crate::shard::Answer;
 
 /// A session without a socket.
@@ -19,6 +20,19 @@ struct HostConnection {
     /// Weak: lanes may outlive the runtime, which then is gone for them.
     control: Weak<ControlPlane>,
     seat: Mutex<SessionSeat>,
+}
+
+impl Runtime {
+    /// The stream of what agents of a shard do, in the order in which it happened: what changes their
+    /// lifecycle or their versions. To be taken once; nothing is written before, and nobody waits for who
+    /// reads: what finds it full is lost and counted. `None`: no such shard, or taken already.
+    #[must_use]
+    pub fn access_events(&self, shard: ShardNo) -> Option<Events> {
+        let mut all = self.events.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut events = all.get_mut(usize::from(shard.0))?.take()?;
+        events.listen();
+        Some(events)
+    }
 }
 
 /// Opens the host's session.
@@ -84,6 +98,27 @@ impl Connection for HostConnection {
         };
         // Out of descriptors or mappings: nobody would ever close the lane.
         map().inspect_err(|_| self.detach(no))
+    }
+
+    fn ask(&self, question: &[u8]) -> Result<Vec<u8>, ClientError> {
+        let control = self.control.upgrade().ok_or(ClientError::RuntimeGone)?;
+        let (send, answer) = channel();
+        let reply = Answer::new(move |outcome| {
+            // Whoever asked may have given up.
+            let _ = send.send(outcome);
+        });
+        let asked = control.ask(question, None, reply);
+        let told = asked.and_then(|()| match answer.recv_timeout(ANSWER_WAIT) {
+            Ok(outcome) => outcome,
+            Err(_) => {
+                let text = "no answer in time; ask again";
+                Err(Refusal::new(RefusalCode::NoMemory, text))
+            }
+        });
+        told.map_err(|refusal| ClientError::Refused {
+            code: refusal.code,
+            text: refusal.text,
+        })
     }
 
     fn detach(&self, lane: LaneNo) {

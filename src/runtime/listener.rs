@@ -442,6 +442,9 @@ impl Thread {
                         self.end(key, CloseReason::Malformed, &what.to_string());
                     }
                 }
+                Notice::Shard(Event::Moved { agent, to, moves }) => {
+                    self.control.moved(&agent, to, moves);
+                }
                 Notice::Answered {
                     key,
                     ticket,
@@ -612,6 +615,7 @@ impl Thread {
         let (ticket, deadline) = match frame {
             Frame::Attach { flags, agent } => guest.attach(&self.control, request, *flags, agent),
             Frame::Detach { lane } => guest.detach(&self.control, request, *lane),
+            Frame::Ask { body } => guest.ask(&self.control, request, body),
             // The shard watches the socket too, but misses a frame that is read here first.
             Frame::Bell { shard } => {
                 if let Some(doorbell) = self.control.doorbell(*shard) {
@@ -620,7 +624,7 @@ impl Thread {
                 return Ok(());
             }
             _ => {
-                let text = "a client sends Attach, Detach and Bell in an open session";
+                let text = "a client sends Attach, Detach, Ask and Bell in an open session";
                 return Err(Refusal::new(RefusalCode::Protocol, text));
             }
         };

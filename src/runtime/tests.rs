@@ -35,7 +35,7 @@ fn start(dir: &Path, io: Io) -> Runtime {
 /// The `no`th name of an agent that a shard owns.
 fn agent_of(shard: u16, no: usize) -> String {
     let names = (0..).map(|n| format!("agent {n}"));
-    let mut owned = names.filter(|name| crate::shard::owner(name.as_bytes(), 2).0 == shard);
+    let mut owned = names.filter(|name| owner(name.as_bytes(), 2).0 == shard);
     owned.nth(no).unwrap()
 }
 

@@ -205,6 +205,58 @@ impl Agent {
         branches.chain(self.forks.values().map(|fork| &**fork))
     }
 
+    /// All branches with their numbers, without forks.
+    pub fn numbered_branches(&self) -> impl Iterator<Item = (BranchNo, &Branch)> {
+        let numbered = (0..).map(BranchNo).zip(&self.branches);
+        numbered.filter_map(|(no, branch)| Some((no, branch.as_deref()?)))
+    }
+
+    /// Main, the other branches, then the forks, with their numbers.
+    pub fn numbered(&self) -> impl Iterator<Item = (BranchNo, &Branch)> {
+        let forks = self.forks.iter().map(|(&no, fork)| (BranchNo(no), &**fork));
+        self.numbered_branches().chain(forks)
+    }
+
+    /// The agent as another shard takes it over: without keys, window and lanes, with the same views.
+    #[must_use]
+    pub fn shell(&self) -> Self {
+        let shell = |branch: &Branch| {
+            Box::new(Branch {
+                name: branch.name.clone(),
+                head: branch.head,
+                base: branch.base,
+                keys: WorkingSet::default(),
+                retention: branch.retention,
+                view: branch.view,
+                lanes: 0,
+                head_sequence: branch.head_sequence,
+                restated: 0,
+                set: branch.set,
+            })
+        };
+        let branches = self.branches.iter();
+        let forks = self.forks.iter();
+        Self {
+            name: self.name.clone(),
+            public: self.public,
+            moves: self.moves,
+            tags: self.tags.clone(),
+            adopted: self.adopted.clone(),
+            hot: self.hot,
+            sets: self.sets.shell(),
+            touched: true,
+            restated: 0,
+            window: None,
+            window_fd: None,
+            lanes: 0,
+            branches: branches.map(|slot| slot.as_deref().map(shell)).collect(),
+            forks: forks.map(|(&no, fork)| (no, shell(fork))).collect(),
+            by_name: self.by_name.clone(),
+            next_fork: self.next_fork,
+            next_view: self.next_view,
+        }
+    }
+
     /// The number that the next branch gets.
     #[must_use]
     pub fn next_branch(&self) -> BranchNo {

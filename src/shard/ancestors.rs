@@ -8,7 +8,7 @@
 //! one that is met was painted by all that follow it. What a common ancestor leads to is stale. The walk ends
 //! when nothing is ahead that one side alone has, or when that is all of the same side.
 //!
-//! History ends at a parent that is not stored or not readable. Such a one is no base: what was pruned can't
+//! History ends at a parent that is not stored; one that is another agent's counts, as nothing of it is shown. Such a one is no base: what was pruned can't
 //! be compared with.
 //!
 //! Cost: one checkpoint of some 200 bytes is read for each that is not older than the oldest best common
@@ -20,10 +20,9 @@ use std::collections::{BinaryHeap, HashMap};
 
 use crate::id::ObjectId;
 use crate::segment::Disk;
-use crate::shard::agent::BranchRef;
 use crate::shard::commit::Known;
 use crate::shard::store::{Refused, Store};
-use crate::state::tree::Base;
+use crate::state::tree::{Base, EMPTY_TREE};
 
 /// Merges of bases for one merge. Of what lies beyond, nothing is known: keys that it would have to tell
 /// about are conflicts.
@@ -109,14 +108,13 @@ impl<D: Disk> Store<D> {
     /// [`Refused::Cold`], [`Refused::Corrupt`].
     pub fn best_common_ancestors(
         &mut self,
-        at: BranchRef,
         ones: &[ObjectId],
         others: &[ObjectId],
     ) -> Result<Vec<ObjectId>, Refused> {
         let mut painting = Painting::default();
         for (ids, colour) in [(ones, ONE), (others, OTHER)] {
             for id in ids {
-                self.paint(at, &mut painting, id, colour)?;
+                self.paint(&mut painting, id, colour)?;
             }
         }
         let mut found = Vec::new();
@@ -132,22 +130,17 @@ impl<D: Disk> Store<D> {
                 colour |= STALE;
             }
             for parent in parents {
-                self.paint(at, &mut painting, &parent, colour)?;
+                self.paint(&mut painting, &parent, colour)?;
             }
         }
         found.reverse();
         Ok(found)
     }
 
-    fn paint(
-        &mut self,
-        at: BranchRef,
-        painting: &mut Painting,
-        id: &ObjectId,
-        colour: u8,
-    ) -> Result<(), Refused> {
+    fn paint(&mut self, painting: &mut Painting, id: &ObjectId, colour: u8) -> Result<(), Refused> {
         if !painting.repaint(id, colour) {
-            let known = match self.known(at, id) {
+            // Whoever may read it: what it shares with the other history is all that counts.
+            let known = match self.known_any(id) {
                 Ok(known) => Some(known),
                 Err(Refused::NoSuchRevision) => None,
                 Err(refused) => return Err(refused),
@@ -161,31 +154,36 @@ impl<D: Disk> Store<D> {
     ///
     /// # Errors
     /// [`Refused::Cold`], [`Refused::Corrupt`].
-    pub fn merge_base(&mut self, at: BranchRef, bases: &[ObjectId]) -> Result<Base, Refused> {
-        self.merged_bases(at, bases, &mut 0)
+    pub fn merge_base(&mut self, bases: &[ObjectId]) -> Result<Base, Refused> {
+        self.merged_bases(bases, &mut 0)
     }
 
-    fn merged_bases(
-        &mut self,
-        at: BranchRef,
-        bases: &[ObjectId],
-        merges: &mut usize,
-    ) -> Result<Base, Refused> {
+    fn merged_bases(&mut self, bases: &[ObjectId], merges: &mut usize) -> Result<Base, Refused> {
         let Some((first, rest)) = bases.split_first() else {
             // What these bases come from was pruned.
             return Ok(Base::Unknown);
         };
-        let mut merged = Base::Tree(self.tree_of(at, first)?);
+        let mut merged = self.base_of(first)?;
         for (no, next) in rest.iter().enumerate() {
             if *merges == BASES_MERGED_MAX {
                 return Ok(Base::Unknown);
             }
             *merges += 1;
-            let of = self.best_common_ancestors(at, &bases[..=no], &[*next])?;
-            let of = self.merged_bases(at, &of, merges)?;
-            let next = Base::Tree(self.tree_of(at, next)?);
+            let of = self.best_common_ancestors(&bases[..=no], &[*next])?;
+            let of = self.merged_bases(&of, merges)?;
+            let next = self.base_of(next)?;
             merged = Base::merged(of, [merged, next]);
         }
         Ok(merged)
+    }
+    /// The state of one base; nothing is known where only the checkpoint is here, and not its tree.
+    fn base_of(&mut self, id: &ObjectId) -> Result<Base, Refused> {
+        let tree = self.known_any(id)?.tree;
+        let here = tree == EMPTY_TREE || self.tables.objects.find(&tree).is_some();
+        Ok(if here {
+            Base::Tree(tree)
+        } else {
+            Base::Unknown
+        })
     }
 }

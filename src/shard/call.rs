@@ -12,7 +12,7 @@ use std::ops::Bound;
 
 use serde::Serialize;
 
-use crate::agent::call::{self, BranchInfo, Call, Checkpointed, Id, Policy, Revision, TagInfo};
+use crate::agent::call::{self, BranchInfo, Call, Checkpointed, Id, Policy, Revision};
 use crate::agent::entry::{Completion, Status, Submission};
 use crate::config::Durability;
 use crate::id::{BranchNo, ObjectId, Retention};
@@ -20,6 +20,7 @@ use crate::segment::{Disk, Head, Sequence};
 use crate::shard::agent::{BranchRef, FORK_NUMBERS, MAIN, Tag};
 use crate::shard::commit::{Asked, Prepared};
 use crate::shard::lanes::LaneRef;
+use crate::shard::lifecycle::kind_of;
 use crate::shard::pending::PowerWait;
 use crate::shard::store::Refused;
 use crate::shard::{Scratch, Shard, Step};
@@ -60,7 +61,7 @@ pub(super) struct Outcome {
 }
 
 /// One call: who asks, of which branch, and how much of an answer there is room for.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Asker {
     pub(super) lane: LaneRef,
     pub(super) place: BranchRef,
@@ -72,7 +73,7 @@ impl<D: Disk> Shard<D> {
         let Some(place) = self.take_input(at, entry, scratch) else {
             return Step::Done;
         };
-        let call = match Call::decode(&scratch.value) {
+        let mut call = match Call::decode(&scratch.value) {
             Ok(call) => call,
             Err(malformed) => return self.end_session_of(at, malformed),
         };
@@ -88,23 +89,26 @@ impl<D: Disk> Shard<D> {
             self.finish(at, small);
             return Step::Done;
         }
+        if let Some(step) = self.bring_published(asker, entry, &mut call) {
+            return step;
+        }
         let done = match call.check_names() {
             Ok(()) => self.carry_out_call(asker, &call),
             Err(_) => Err(Status::BadName.into()),
         };
-        match done {
-            Ok(outcome) => self.end_call(at, entry, &outcome),
-            Err(Failed::Refused(refused)) => return self.refuse(at, entry, refused),
-            Err(Failed::Status(status, number)) => {
-                let mut completion = Completion::new(entry.user_data, status);
-                match status {
-                    Status::IoFailed => completion.detail = number as u32,
-                    _ => completion.value_bytes = number,
-                }
-                self.finish(at, completion);
-            }
+        if !matches!(done, Err(Failed::Refused(Refused::Wait | Refused::Cold(_)))) {
+            self.forget_brought(asker);
         }
-        Step::Done
+        match done {
+            Ok(outcome) => {
+                if let Some(kind) = kind_of(&call) {
+                    self.tell(kind, place.agent, place.branch);
+                }
+                self.end_call(at, entry, &outcome);
+                Step::Done
+            }
+            Err(failed) => self.fail_call(at, entry, failed),
+        }
     }
 
     fn carry_out_call(&mut self, by: Asker, call: &Call<'_>) -> Result<Outcome, Failed> {
@@ -134,7 +138,7 @@ impl<D: Disk> Shard<D> {
                 name,
                 target,
                 force,
-            } => self.tag(place, name, target, force),
+            } => self.tag(place, name, target, false, force),
             Call::Untag { name } => self.untag(place, name),
             Call::Tags { after } => self.list_tags(by, after),
             Call::Diff {
@@ -158,6 +162,13 @@ impl<D: Disk> Shard<D> {
             }
             Call::CheckpointAs { bytes } => self.checkpoint_as(by, bytes),
             Call::Superposition(asked) => self.set_call(by, asked),
+            Call::Publish {
+                name,
+                target,
+                force,
+            } => self.tag(place, name, target, true, force),
+            Call::Published { after } => self.list_published(by, after),
+            Call::Forget { ref target } => self.forget_checkpoint(place, target),
         }
     }
 
@@ -474,6 +485,7 @@ impl<D: Disk> Shard<D> {
         place: BranchRef,
         name: &str,
         target: Revision<'_>,
+        public: bool,
         force: bool,
     ) -> Result<Outcome, Failed> {
         let target = self.store.resolve(place, target)?;
@@ -485,9 +497,8 @@ impl<D: Disk> Shard<D> {
         if known.is_none() {
             self.store.admit_name()?;
         }
-        let sequence = self.append_tag(place, name, Some(target))?;
+        let sequence = self.append_tag(place, name, Some(target), public)?;
         let tags = &mut self.store.tables.agent_mut(place.agent).tags;
-        let public = false;
         tags.insert(name.into(), Tag { target, public });
         Ok(committed(sequence))
     }
@@ -496,7 +507,7 @@ impl<D: Disk> Shard<D> {
         if !self.store.tables.agent(place.agent).tags.contains_key(name) {
             return Err(Refused::NoSuchRevision.into());
         }
-        let sequence = self.append_tag(place, name, None)?;
+        let sequence = self.append_tag(place, name, None, false)?;
         self.store.tables.agent_mut(place.agent).tags.remove(name);
         Ok(committed(sequence))
     }
@@ -506,11 +517,12 @@ impl<D: Disk> Shard<D> {
         place: BranchRef,
         name: &str,
         target: Option<ObjectId>,
+        public: bool,
     ) -> Result<Sequence, Failed> {
         self.store.ready(0, false)?;
         let head = Head::Tag {
             agent: place.agent,
-            public: false,
+            public,
             name: name.as_bytes(),
             target,
         };
@@ -526,18 +538,7 @@ impl<D: Disk> Shard<D> {
             .range::<str, _>(range)
             .map(|(name, tag)| (name.clone(), tag.target))
             .collect();
-        let mut outcome = Outcome::default();
-        for (name, target) in found {
-            let tag = TagInfo {
-                name: &name,
-                target: *target.as_bytes(),
-            };
-            if !self.add_item(by.room, &tag) {
-                outcome.more = true;
-                break;
-            }
-        }
-        Ok(outcome)
+        self.list_names(by, &found)
     }
 
     fn diff(

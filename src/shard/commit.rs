@@ -460,12 +460,25 @@ impl<D: Disk> Store<D> {
         self.trim_nodes();
     }
 
-    /// What a checkpoint says, if it is one of this agent.
+    /// What a checkpoint says, if the agent may read it.
     ///
     /// # Errors
     /// [`Refused::NoSuchRevision`], [`Refused::Cold`], [`Refused::Corrupt`].
     pub fn known(&mut self, at: BranchRef, id: &ObjectId) -> Result<Known, Refused> {
-        self.look_at(at, id, |found| Known {
+        self.look_at(Some(at), id, |found| Known {
+            tree: found.tree,
+            keys: found.keys,
+            parents: found.parents.iter().collect(),
+            sequence: found.sequence,
+        })
+    }
+
+    /// What a checkpoint says, whoever may read it: for what follows from it, and never to be shown.
+    ///
+    /// # Errors
+    /// As [`Store::known`].
+    pub fn known_any(&mut self, id: &ObjectId) -> Result<Known, Refused> {
+        self.look_at(None, id, |found| Known {
             tree: found.tree,
             keys: found.keys,
             parents: found.parents.iter().collect(),
@@ -478,18 +491,21 @@ impl<D: Disk> Store<D> {
     /// # Errors
     /// As [`Store::known`].
     pub fn tree_of(&mut self, at: BranchRef, id: &ObjectId) -> Result<ObjectId, Refused> {
-        self.look_at(at, id, |found| found.tree)
+        self.look_at(Some(at), id, |found| found.tree)
     }
 
     fn look_at<T>(
         &mut self,
-        at: BranchRef,
+        at: Option<BranchRef>,
         id: &ObjectId,
         look: impl FnOnce(&Checkpoint<'_>) -> T,
     ) -> Result<T, Refused> {
         let mut bytes = std::mem::take(&mut self.commits.bytes);
         bytes.clear();
-        let read = self.read_checkpoint(at, id, &mut bytes);
+        let read = match at {
+            Some(at) => self.read_checkpoint(at, id, &mut bytes),
+            None => self.read_any_checkpoint(id, &mut bytes),
+        };
         let found = read.and_then(|()| {
             let found = Checkpoint::decode(&bytes).map_err(|_| Refused::Corrupt)?;
             Ok(look(&found))

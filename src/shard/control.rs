@@ -17,17 +17,19 @@ use std::sync::mpsc::Sender;
 
 use crate::agent::CloseReason;
 use crate::agent::bell::ServerBells;
+use crate::agent::lifecycle::AgentPage;
 use crate::agent::malformed::Malformed;
 use crate::agent::server_lane::ServerLane;
 use crate::agent::socket::FrameSocket;
 use crate::cache::WindowWriter;
 use crate::id::{AgentNo, LaneNo, SessionNo, ShardNo};
+use crate::prefetch::AccessKind;
 use crate::segment::{Disk, Sequence};
 use crate::shard::agent::{BranchRef, MAIN};
 use crate::shard::collect::Collected;
 use crate::shard::lanes::{Lane, LaneRef};
 use crate::shard::store::Refused;
-use crate::shard::{COMMANDS_PER_TURN, Shard, Step};
+use crate::shard::{AgentCommand, COMMANDS_PER_TURN, Shard, Step};
 use crate::shared::SharedMemory;
 
 /// Where an answer goes. Given on the shard's thread: what takes it may not wait. It is dropped
@@ -79,6 +81,26 @@ pub enum Command {
         /// What its lanes are told.
         reason: CloseReason,
     },
+    /// Do something with an agent.
+    Agent(Box<AgentCommand>),
+    /// List agents of this shard.
+    ListAgents {
+        /// Names after this one.
+        after: Box<[u8]>,
+        /// At most so many.
+        limit: u32,
+        /// Gets them.
+        reply: Answer<AgentPage>,
+    },
+    /// An agent is on another shard than its name says, or there again.
+    Route {
+        /// Its name.
+        agent: Box<[u8]>,
+        /// Where it is.
+        to: ShardNo,
+        /// How often it has moved.
+        moves: u32,
+    },
     /// Another shard is gone: it answers no more reads.
     PeerGone {
         /// The other shard.
@@ -129,6 +151,8 @@ pub struct AttachRequest {
     pub public: Option<bool>,
     /// A new window, for an agent that has none: whether it has is the shard's to know.
     pub window: SharedWindow,
+    /// The shard that was asked, where another one passed it on.
+    pub home: Option<ShardNo>,
     /// Told how it went.
     pub reply: Answer<Result<Attached, AttachError>>,
 }
@@ -166,7 +190,7 @@ pub enum AttachError {
 }
 
 /// What the control plane hears of by itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     /// A session wrote what no correct client writes; this shard took its lanes away.
     Malformed {
@@ -174,6 +198,15 @@ pub enum Event {
         session: SessionNo,
         /// What it wrote.
         what: Malformed,
+    },
+    /// An agent went to another shard.
+    Moved {
+        /// Its name.
+        agent: Box<[u8]>,
+        /// The shard.
+        to: ShardNo,
+        /// How often it has moved by now.
+        moves: u32,
     },
 }
 
@@ -201,9 +234,13 @@ impl<D: Disk> Shard<D> {
             return false;
         }
         for taken in 0..COMMANDS_PER_TURN {
-            let next = self.deferred.take().or_else(|| self.commands.pop());
-            let Some(command) = next else {
+            let next = self.deferred.take();
+            let next = next.or_else(|| self.moves.next_command());
+            let Some(command) = next.or_else(|| self.commands.pop()) else {
                 return taken > 0;
+            };
+            let Some(command) = self.pass_on(command) else {
+                continue;
             };
             match command {
                 Command::Attach(request) => {
@@ -226,6 +263,18 @@ impl<D: Disk> Shard<D> {
                     reply.give(());
                 }
                 Command::EndSession { session, reason } => self.close_session(session, reason),
+                Command::Agent(command) => {
+                    self.deferred = self.take_agent_command(command);
+                    if self.deferred.is_some() {
+                        return taken > 0;
+                    }
+                }
+                Command::ListAgents {
+                    after,
+                    limit,
+                    reply,
+                } => reply.give(self.list_agents(&after, limit)),
+                Command::Route { agent, to, moves } => self.route(agent, to, moves),
                 Command::PeerGone { shard } => self.forget_peer(shard),
                 Command::Collect { reply } => self.ask_collection(reply),
                 Command::Shutdown { reply } => {
@@ -239,8 +288,9 @@ impl<D: Disk> Shard<D> {
     }
 
     fn attach_waits(&mut self, request: &AttachRequest) -> bool {
-        let writes =
-            self.store.tables.agent_no(&request.agent).is_none() || request.public.is_some();
+        let known = self.store.tables.agent_no(&request.agent);
+        let suspended = known.is_some_and(|it| self.store.tables.agent(it).hot.is_some());
+        let writes = known.is_none() || suspended || request.public.is_some();
         writes && self.store.ready(0, false) == Err(Refused::Wait)
     }
 
@@ -269,10 +319,17 @@ impl<D: Disk> Shard<D> {
                     _ => AttachError::Busy,
                 }),
         };
-        let agent = match outcome {
+        let woken = outcome.and_then(|agent| match self.wake_agent(agent) {
+            Ok(()) => Ok(agent),
+            Err(_) => Err(AttachError::Busy),
+        });
+        let agent = match woken {
             Ok(agent) => agent,
             Err(error) => return reply.give(Err(error)),
         };
+        if known.is_none() {
+            self.tell(AccessKind::Create, agent, MAIN);
+        }
         if !self.lanes.has_session(session) {
             self.lanes
                 .open_session(session, ServerBells::new(bells, self.options.no));
@@ -293,7 +350,8 @@ impl<D: Disk> Shard<D> {
                 (fd, None)
             }
         };
-        self.lanes.attach(session, lane, agent, ring, socket);
+        let home = request.home.unwrap_or(self.options.no);
+        self.lanes.attach(session, lane, agent, ring, socket, home);
         let outcome = Attached {
             agent,
             window,
@@ -356,7 +414,7 @@ impl<D: Disk> Shard<D> {
         }
     }
 
-    fn close_lane(&mut self, lane: Lane, reason: CloseReason) {
+    pub(super) fn close_lane(&mut self, lane: Lane, reason: CloseReason) {
         let agent = self.store.tables.agent_mut(lane.agent);
         agent.lanes -= 1;
         if let Some(branch) = agent.branch_mut(lane.branch) {

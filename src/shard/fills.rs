@@ -45,6 +45,9 @@ impl<D: Disk> Shard<D> {
         {
             let tables = &mut self.store.tables;
             let bytes = tables.objects.get(object).at.bytes as usize;
+            if !tables.has_agent(place.agent) {
+                continue;
+            }
             let agent = tables.agent(place.agent);
             let (Some(window), Some(branch)) = (&agent.window, agent.branch(place.branch)) else {
                 continue;

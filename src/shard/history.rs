@@ -170,6 +170,8 @@ impl<D: Disk> Store<D> {
                 Some(tag.ok_or(Refused::NoSuchRevision)?.target)
             }
             Revision::Checkpoint(id) => Some(ObjectId::from_bytes(id)),
+            // Its id stands in its place by now.
+            Revision::Published { .. } => return Err(Refused::NoSuchRevision),
         };
         let tree = match (head, revision) {
             (Some(head), Revision::Checkpoint(_)) => self.tree_of(at, &head)?,

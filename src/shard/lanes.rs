@@ -11,6 +11,8 @@
 //! - a [`LaneRef`] is compared with the lane's generation before use: what was pending for a lane
 //!   that closed finds nothing.
 
+mod handover;
+
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
@@ -21,11 +23,14 @@ use crate::agent::entry::{Op, Submission};
 use crate::agent::frame::Frame;
 use crate::agent::server_lane::{ServerLane, WakeKind};
 use crate::agent::socket::FrameSocket;
-use crate::id::{AgentNo, BranchNo, LaneNo, SessionNo, View};
+use crate::id::{AgentNo, BranchNo, LaneNo, SessionNo, ShardNo, View};
 #[cfg(test)]
 use crate::segment::index::ObjectNo;
 use crate::shard::agent::{BranchRef, MAIN};
 use crate::shard::large::LargeValue;
+use crate::shard::publish::Brought;
+
+pub use handover::HandedLane;
 
 /// Lanes polled at once: one line each in every turn.
 const POLLED_LANES_MAX: usize = 32;
@@ -97,6 +102,12 @@ pub struct Lane {
     pub holds: bool,
     /// A large value on its way in.
     pub upload: Option<Box<Upload>>,
+    /// What published names mean to the call that is under way.
+    pub brought: Vec<Brought>,
+    /// Nothing new is taken from it: its agent is about to move.
+    pub frozen: bool,
+    /// The shard where it attached: its client rings there.
+    pub home: ShardNo,
     /// It is among those to be looked at again.
     pub queued: bool,
     /// Completions were posted in this turn.
@@ -166,6 +177,10 @@ pub struct Lanes {
     session_at: HashMap<SessionNo, usize>,
     of_agent: HashMap<AgentNo, Vec<u32>>,
     polled: Vec<u32>,
+    /// Lanes that went to other shards.
+    forwards: HashMap<(SessionNo, LaneNo), ShardNo>,
+    /// Of them, those that rang.
+    rung: Vec<(ShardNo, SessionNo, LaneNo)>,
     next_session: usize,
     services: u64,
     turn: u64,
@@ -194,7 +209,7 @@ impl Lanes {
         self.session_at.contains_key(&no)
     }
 
-    /// Adds a lane to a known session.
+    /// Adds a lane to a known session, which attached it at `home`.
     pub fn attach(
         &mut self,
         session: SessionNo,
@@ -202,7 +217,9 @@ impl Lanes {
         agent: AgentNo,
         ring: ServerLane,
         socket: Option<Arc<FrameSocket>>,
-    ) {
+        home: ShardNo,
+    ) -> LaneRef {
+        self.forwards.remove(&(session, no));
         let lane = Box::new(Lane {
             ring,
             agent,
@@ -217,6 +234,9 @@ impl Lanes {
             forks: Vec::new(),
             holds: false,
             upload: None,
+            brought: Vec::new(),
+            frozen: false,
+            home,
             queued: false,
             touched: false,
             last_service: 0,
@@ -239,6 +259,8 @@ impl Lanes {
             lanes.resize(at + 1, NO_LANE);
         }
         lanes[at] = index;
+        let generation = self.slots[index as usize].generation;
+        LaneRef { index, generation }
     }
 
     /// Takes a lane out.
@@ -323,9 +345,16 @@ impl Lanes {
                     if index != NO_LANE {
                         let generation = self.slots[index as usize].generation;
                         ready.push(LaneRef { index, generation });
+                    } else if let Some(&to) = self.forwards.get(&(session.no, no)) {
+                        self.rung.push((to, session.no, no));
                     }
                 }
                 Bell::Overrun => {
+                    let own = self
+                        .forwards
+                        .iter()
+                        .filter(|((of, _), _)| *of == session.no);
+                    self.rung.extend(own.map(|(&(of, no), &to)| (to, of, no)));
                     session.scan.clear();
                     session
                         .scan
@@ -394,6 +423,13 @@ impl Lanes {
                 });
             }
         }
+    }
+
+    /// The lanes of an agent, by their sessions and numbers.
+    pub fn of_agent(&self, agent: AgentNo) -> Vec<(SessionNo, LaneNo)> {
+        let lanes = self.of_agent.get(&agent).into_iter().flatten();
+        let lanes = lanes.filter_map(|&index| self.slots[index as usize].lane.as_ref());
+        lanes.map(|lane| (lane.session, lane.no)).collect()
     }
 
     /// Lets every lane on a branch read the window in another view from now on.

@@ -242,7 +242,7 @@ impl<D: Disk> Store<D> {
 
     /// The object of that id that may be shared. A node is not, where a child of it is known to be
     /// damaged: a value that is stored again must not be shared with one that can't be read.
-    fn find_sound(&mut self, id: &ObjectId) -> Option<ObjectNo> {
+    pub(super) fn find_sound(&mut self, id: &ObjectId) -> Option<ObjectNo> {
         let object = self.find_shareable(id)?;
         let objects = &mut self.tables.objects;
         let children = self.tables.chunks.get(&object.0);

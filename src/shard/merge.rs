@@ -37,9 +37,7 @@ impl<D: Disk> Shard<D> {
         }
         let bases = match (head, theirs.head) {
             (Some(ours), Some(theirs)) => {
-                let bases = self
-                    .store
-                    .best_common_ancestors(place, &[ours], &[theirs])?;
+                let bases = self.store.best_common_ancestors(&[ours], &[theirs])?;
                 if bases.is_empty() {
                     return Err(Status::Unrelated.into());
                 }
@@ -57,7 +55,7 @@ impl<D: Disk> Shard<D> {
         let our_tree = self.store.tables.branch(place).base;
         let base = match &*bases {
             [] => Base::Tree(EMPTY_TREE),
-            bases => self.store.merge_base(place, bases)?,
+            bases => self.store.merge_base(bases)?,
         };
         // What was restored and not checkpointed since is not what the head says: it is ours all the same.
         if bases.as_slice() == head.as_slice() && base == Base::Tree(our_tree) {

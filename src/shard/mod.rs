@@ -31,17 +31,23 @@ mod checkpoint_as;
 pub mod collect;
 pub mod commit;
 mod control;
+mod copy_in;
+mod copy_out;
 mod fills;
+mod gauges;
 mod groups;
 mod history;
 mod lanes;
 mod large;
+mod lifecycle;
 mod merge;
+mod migrate;
 pub mod nodes;
 mod parked;
 mod peer;
 mod pending;
 mod power;
+mod publish;
 mod read;
 mod replay;
 #[cfg(test)]
@@ -50,6 +56,7 @@ mod scan;
 mod sets;
 pub mod store;
 mod superposition;
+mod suspend;
 pub mod tables;
 mod uploads;
 pub mod verify;
@@ -70,6 +77,7 @@ use std::sync::Arc;
 use crossbeam_queue::ArrayQueue;
 
 pub use control::{Answer, AttachError, AttachRequest, Attached, Command, Event, SharedWindow};
+pub use lifecycle::{AgentAnswer, AgentCommand, AgentError, AgentVerb};
 pub use peer::{PeerMessage, owner};
 pub use tables::{Tables, TablesError};
 
@@ -78,6 +86,7 @@ use crate::config::Durability;
 use crate::id::ShardNo;
 use crate::mesh::Port;
 use crate::metrics::{ShardCounters, thread_allocations};
+use crate::prefetch::Feed;
 use crate::segment::index::ObjectNo;
 use crate::segment::{Disk, IoReply, LogEvent, Sequence};
 use agent::BranchRef;
@@ -122,6 +131,9 @@ pub struct ShardOptions {
     /// Milliseconds since 1970 when the shard's time began.
     pub wall_ms: u64,
 }
+
+/// Agents that are not where their names say: their shard, and how often they have moved.
+pub type Routes = std::collections::HashMap<Box<[u8]>, (ShardNo, u32)>;
 
 /// Whether an operation is over.
 enum Step {
@@ -192,6 +204,16 @@ pub struct Shard<D> {
     /// Shards that are gone.
     lost_peers: Vec<ShardNo>,
     staged_peers: Vec<(ShardNo, PeerMessage)>,
+    exports: copy_out::Exports,
+    imports: copy_in::Imports,
+    warming: suspend::Warming,
+    moves: migrate::Moves,
+    /// Where agents are whose place is not the one that their name says.
+    routes: Routes,
+    /// What was said of moves and could not be acted on yet.
+    retold: Vec<migrate::MoveMessage>,
+    /// Where events go, if somebody may listen.
+    feed: Option<Feed>,
     uploads: Uploads,
     /// Lanes whose uploads have parts that are not flushed.
     unflushed_uploads: Vec<LaneRef>,
@@ -247,6 +269,13 @@ impl<D: Disk> Shard<D> {
             unsent: VecDeque::new(),
             lost_peers: Vec::new(),
             staged_peers: Vec::new(),
+            exports: copy_out::Exports::default(),
+            imports: copy_in::Imports::default(),
+            warming: suspend::Warming::default(),
+            moves: migrate::Moves::default(),
+            routes: Routes::new(),
+            retold: Vec::new(),
+            feed: None,
             uploads: Uploads::default(),
             unflushed_uploads: Vec::new(),
             last_tier: Tier::None,
@@ -274,6 +303,10 @@ impl<D: Disk> Shard<D> {
         worked |= self.take_commands();
         worked |= self.take_messages();
         worked |= self.release_due();
+        worked |= self.end_agents();
+        worked |= self.turn_exports();
+        worked |= self.turn_imports();
+        worked |= self.turn_warming();
         worked |= self.resume();
         let mut ready = std::mem::take(&mut self.ready);
         for at in self.again.drain(..) {
@@ -283,12 +316,15 @@ impl<D: Disk> Shard<D> {
             ready.push(at);
         }
         self.lanes.gather(&mut ready);
+        self.pass_on_bells();
         self.lanes.retire(&mut ready);
         for lane in ready.drain(..) {
             worked |= self.serve(lane);
         }
         self.ready = ready;
         self.end_turn();
+        // Behind the answers of the turn: lanes that fell silent are seen at once.
+        worked |= self.turn_moves();
         worked |= self.collect_some(worked);
         if worked {
             self.turns += 1;
@@ -305,7 +341,14 @@ impl<D: Disk> Shard<D> {
         !self.again.is_empty()
             || !self.resumed.is_empty()
             || self.store.has_retired()
+            || self.store.is_cooling()
             || !self.unsent.is_empty()
+            || self.exports.has_work()
+            || self.imports.has_work()
+            || self.warming.has_work()
+            || self.moves.has_work()
+            || !self.retold.is_empty()
+            || !self.store.ended.is_empty()
             || !self.commands.is_empty()
             || self.deferred.is_some()
             || !self.port.is_empty()
@@ -372,6 +415,7 @@ impl<D: Disk> Shard<D> {
             let kept = lane.stalled.take().or_else(|| lane.behind.take());
             let submission = match kept {
                 Some(kept) => kept,
+                None if lane.frozen => return served > 0,
                 None => match lane.ring.take() {
                     Ok(Some(submission)) => submission,
                     Ok(None) => {
@@ -530,6 +574,7 @@ impl<D: Disk> Shard<D> {
         }
         self.store.retire_some(RETIRED_PER_TURN);
         self.store.trim_nodes();
+        self.store.cool_some(RETIRED_PER_TURN);
         self.drive_log();
         self.wake_touched();
         self.fill_windows();
@@ -597,6 +642,8 @@ impl<D: Disk> Shard<D> {
                 self.drop_unflushed_uploads();
                 self.release_peers(false);
                 self.answer_commands(false);
+                self.fail_imports(status, |_| true);
+                self.let_imports_go();
             }
         }
         self.staged = staged;
@@ -671,56 +718,5 @@ impl<D: Disk> Shard<D> {
             }
         }
         self.touched = touched;
-    }
-
-    fn count_allocations(&self, op: Op, allocations: u64) {
-        if allocations == 0 {
-            return;
-        }
-        let counters = self.counters();
-        match op {
-            Op::Put | Op::PutPart | Op::MultiPut | Op::Delete => {
-                counters.allocations_write.add(allocations);
-            }
-            Op::Get | Op::GetFrom | Op::MultiGet => match self.last_tier {
-                Tier::L2 => counters.allocations_hit.add(allocations),
-                Tier::L3 => counters.allocations_miss.add(allocations),
-                _ => counters.allocations_cold.add(allocations),
-            },
-            _ => {}
-        }
-    }
-
-    /// Brings all gauges up to date: looks at every agent.
-    fn publish_gauges(&mut self) {
-        self.next_measure = self.now + MEASURE_NS;
-        let index_bytes = self.store.measure();
-        let window_bytes: usize = self
-            .store
-            .tables
-            .all_agents()
-            .filter_map(|(_, agent)| agent.window.as_ref())
-            .filter(|window| !window.is_empty())
-            .map(|window| window.bytes())
-            .sum();
-        let counters = self.counters();
-        counters.l1_bytes.set(window_bytes as u64);
-        counters.index_bytes.set(index_bytes);
-        self.publish_counts();
-    }
-
-    /// Brings the gauges up to date that cost nothing.
-    fn publish_counts(&self) {
-        let (store, counters) = (&self.store, self.counters());
-        counters.agents.set(store.tables.agent_count() as u64);
-        counters.lanes.set(self.lanes.len() as u64);
-        counters.keys.set(store.tables.keys);
-        counters.objects.set(store.tables.objects.len() as u64);
-        counters.live_bytes.set(store.tables.live_bytes);
-        counters.garbage_bytes.set(store.tables.garbage_bytes);
-        let l2_bytes = store.l2.bytes_used() + store.l2.group_bytes();
-        counters.l2_bytes.set(l2_bytes as u64);
-        counters.sequence.set(store.log.last().0);
-        counters.synced_sequence.set(store.log.synced().0);
     }
 }

@@ -8,14 +8,15 @@
 
 use crate::agent::entry::{BusyReason, Completion, Status, Submission, Tier};
 use crate::agent::layout::ARENA_BYTES_MAX;
-use crate::id::{ObjectId, ShardNo};
-use crate::segment::Disk;
+use crate::id::{LaneNo, ObjectId, SessionNo, ShardNo};
+use crate::segment::{Disk, ObjectKind};
 use crate::shard::agent::{BranchRef, MAIN};
 use crate::shard::lanes::LaneRef;
+use crate::shard::migrate::MoveMessage;
 use crate::shard::pending::{Destination, PeerRead};
 use crate::shard::read::{ColdPieces, Served, serve_value};
 use crate::shard::store::Refused;
-use crate::shard::{MESSAGES_PER_TURN, Scratch, Shard, Step};
+use crate::shard::{Command, MESSAGES_PER_TURN, Scratch, Shard, Step};
 
 /// Questions that one shard may have open at the others.
 const PEER_READS_MAX: usize = 256;
@@ -47,6 +48,76 @@ pub enum PeerMessage {
         /// The bytes.
         bytes: Vec<u8>,
     },
+    /// The sender wants to copy something of an agent of the receiver.
+    Open {
+        /// The sender's number for the copy.
+        ticket: u64,
+        /// What it wants.
+        what: Wanted,
+    },
+    /// The answer: where the copy begins.
+    Opened {
+        /// As in the question.
+        ticket: u64,
+        /// They are offered now; or why not.
+        roots: Result<Vec<ObjectId>, Status>,
+    },
+    /// The sender wants objects that were offered to it.
+    Want {
+        /// The copy.
+        ticket: u64,
+        /// Objects to send.
+        wanted: Vec<ObjectId>,
+        /// Objects that it has: they are offered no more.
+        known: Vec<ObjectId>,
+    },
+    /// An object; those that it names are offered with it.
+    Object {
+        /// The copy.
+        ticket: u64,
+        /// The object.
+        id: ObjectId,
+        /// What it is, and its bytes; or why it can't be had.
+        found: Result<(ObjectKind, Vec<u8>), Status>,
+    },
+    /// A copy is over.
+    Close {
+        /// The copy.
+        ticket: u64,
+    },
+    /// An agent is on its way from one shard to the other.
+    Move(Box<MoveMessage>),
+    /// A lane that the receiver serves has rung at the sender.
+    Rung {
+        /// Its session.
+        session: SessionNo,
+        /// The lane.
+        lane: LaneNo,
+    },
+    /// A command that is the receiver's to carry out.
+    Forward {
+        /// The command.
+        command: Box<Command>,
+        /// The receiver had forwarded it, and it found nothing here.
+        back: bool,
+    },
+}
+
+/// What is to be copied.
+#[derive(Debug)]
+pub enum Wanted {
+    /// A published checkpoint.
+    Published {
+        /// The agent's name.
+        agent: Box<[u8]>,
+        /// The published name.
+        name: Box<str>,
+    },
+    /// All that an agent holds that is moved to the asking shard.
+    Moving {
+        /// The agent's name.
+        agent: Box<[u8]>,
+    },
 }
 
 /// The shard that owns an agent: the same for as long as the number of shards is.
@@ -68,7 +139,7 @@ impl<D: Disk> Shard<D> {
         scratch.copy_key(lane, entry);
         scratch.copy_value(lane, entry.value);
         let (name, key) = (&scratch.value, &scratch.key);
-        let owner = owner(name, self.port.shards());
+        let owner = self.home(name);
         if owner != self.options.no {
             return self.ask_peer(at, entry, owner, name, key);
         }
@@ -82,11 +153,7 @@ impl<D: Disk> Shard<D> {
     }
 
     fn public_value(&mut self, name: &[u8], key: &[u8]) -> Result<crate::state::Value, Status> {
-        let agent = self
-            .store
-            .tables
-            .agent_no(name)
-            .ok_or(Status::NoSuchAgent)?;
+        let agent = self.agent_here(name)?;
         if !self.store.tables.agent(agent).public {
             return Err(Status::Forbidden);
         }
@@ -190,10 +257,29 @@ impl<D: Disk> Shard<D> {
                 )) => {
                     self.take_peer_reply(ticket, *completion, &bytes);
                 }
+                Some((shard, message)) => self.take_copy_message(shard, message),
                 None => return taken > 0,
             }
         }
         true
+    }
+
+    fn take_copy_message(&mut self, shard: ShardNo, message: PeerMessage) {
+        match message {
+            PeerMessage::Open { ticket, what } => self.open_export(shard, ticket, what),
+            PeerMessage::Opened { ticket, roots } => self.opened(ticket, roots),
+            PeerMessage::Want {
+                ticket,
+                wanted,
+                known,
+            } => self.want_exports(shard, ticket, &wanted, &known),
+            PeerMessage::Object { ticket, id, found } => self.arrived(ticket, id, found),
+            PeerMessage::Close { ticket } => self.close_export(shard, ticket),
+            PeerMessage::Move(message) => self.take_move(shard, *message),
+            PeerMessage::Rung { session, lane } => self.rung(session, lane),
+            PeerMessage::Forward { command, back } => self.inherit(shard, *command, back),
+            PeerMessage::Read { .. } | PeerMessage::Reply { .. } => {}
+        }
     }
 
     fn read_for_peer(
@@ -310,6 +396,9 @@ impl<D: Disk> Shard<D> {
                 Completion::new(read.user_data, Status::ShuttingDown),
             );
         }
+        self.end_moves();
+        self.fail_imports(Status::ShuttingDown, |_| true);
+        self.exports.clear();
         self.unsent.clear();
     }
 
@@ -323,6 +412,9 @@ impl<D: Disk> Shard<D> {
             busy.detail = BusyReason::Mesh as u32;
             self.finish(read.lane, busy);
         }
+        self.forget_mover(shard);
+        self.fail_imports(Status::Busy, |owner| owner == shard);
+        self.exports.forget_peer(shard);
     }
 
     fn take_peer_reply(&mut self, ticket: u64, mut completion: Completion, bytes: &[u8]) {

@@ -9,9 +9,9 @@
 use std::collections::{HashMap, VecDeque};
 
 use crate::agent::entry::{Completion, Extent, Submission, Tier};
-use crate::id::{SessionNo, ShardNo};
-use crate::segment::Sequence;
+use crate::id::{ObjectId, SessionNo, ShardNo};
 use crate::segment::index::ObjectNo;
+use crate::segment::{ObjectKind, Sequence};
 use crate::shard::agent::BranchRef;
 use crate::shard::groups::SetRef;
 use crate::shard::lanes::LaneRef;
@@ -38,6 +38,19 @@ pub enum Destination {
         /// Its ticket.
         ticket: u64,
         /// The bytes so far.
+        bytes: Vec<u8>,
+    },
+    /// A shard that copies an object.
+    Export {
+        /// The copying shard.
+        shard: ShardNo,
+        /// Its ticket.
+        ticket: u64,
+        /// The object.
+        id: ObjectId,
+        /// What it is.
+        kind: ObjectKind,
+        /// Its bytes so far.
         bytes: Vec<u8>,
     },
 }

@@ -272,7 +272,9 @@ impl<D: Disk> Shard<D> {
                 Some(lane) => Holder::Session(lane.session),
                 None => return,
             },
-            Destination::Peer { shard, .. } => Holder::Peer(*shard),
+            Destination::Peer { shard, .. } | Destination::Export { shard, .. } => {
+                Holder::Peer(*shard)
+            }
         };
         if !self.pending.has_room(holder, cold.len()) {
             let mut busy = Completion::new(completion.user_data, Status::Busy);
@@ -334,7 +336,8 @@ impl<D: Disk> Shard<D> {
                         lane.ring.write_reply(*reply, piece.to, bytes);
                     }
                 }
-                Destination::Peer { bytes: reply, .. } => {
+                Destination::Peer { bytes: reply, .. }
+                | Destination::Export { bytes: reply, .. } => {
                     reply[piece.to as usize..][..bytes.len()].copy_from_slice(bytes);
                 }
             }
@@ -385,6 +388,20 @@ impl<D: Disk> Shard<D> {
                 bytes,
             } => {
                 self.answer_peer(shard, ticket, completion, bytes);
+            }
+            Destination::Export {
+                shard,
+                ticket,
+                id,
+                kind,
+                bytes,
+            } => {
+                let found = match completion.status {
+                    Status::Ok => Ok((kind, bytes)),
+                    status => Err(status),
+                };
+                self.exports.look_again();
+                self.exported(shard, ticket, id, found);
             }
         }
     }

@@ -132,7 +132,7 @@ impl Tables {
                 }
             }
             Head::AgentGone { agent } => {
-                self.known_agent(sequence, agent)?;
+                // One that is gone before everything is said again is not said to have been there.
                 if let Some(gone) = self.remove_agent(agent) {
                     for branch in gone.into_branches() {
                         self.give_up(branch.keys, false);

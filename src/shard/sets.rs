@@ -67,6 +67,23 @@ impl OpenSet {
 }
 
 impl Sets {
+    /// The sets as another shard takes them over.
+    #[must_use]
+    pub fn shell(&self) -> Self {
+        let shell = |open: &OpenSet| OpenSet {
+            set: open.set.clone(),
+            due_ms: u64::MAX,
+            restated: 0,
+            ..*open
+        };
+        let open = self.open.iter();
+        Self {
+            open: open.map(|(&no, open)| (no, shell(open))).collect(),
+            next: self.next,
+            latest_ms: self.latest_ms,
+        }
+    }
+
     /// The set of a number, if it is open.
     #[must_use]
     pub fn get(&self, no: SetNo) -> Option<&OpenSet> {

@@ -159,6 +159,10 @@ pub struct Store<D> {
     pub(super) commits: Commits,
     /// Working sets that were given up, and still hold references.
     pub(super) retired: VecDeque<Retired>,
+    /// The same of agents that are suspended or gone: L2 lets go of their values, too.
+    pub(super) cooling: VecDeque<Retired>,
+    /// Agents that ended without a word in the log yet.
+    pub(super) ended: Vec<AgentNo>,
     index_bytes_max: u64,
     index_bytes: u64,
     delete_reserve_bytes: usize,
@@ -195,6 +199,8 @@ impl<D: Disk> Store<D> {
             groups: Groups::default(),
             commits: Commits::default(),
             retired: VecDeque::new(),
+            cooling: VecDeque::new(),
+            ended: Vec::new(),
             index_bytes_max,
             index_bytes,
             delete_reserve_bytes,
@@ -396,7 +402,8 @@ impl<D: Disk> Store<D> {
     pub(super) fn find_shareable(&self, id: &ObjectId) -> Option<ObjectNo> {
         let no = self.tables.objects.find_named(id)?;
         let object = self.tables.objects.get(no);
-        (self.retired.is_empty() || object.kept || object.logged).then_some(no)
+        let settled = self.retired.is_empty() && !self.is_cooling();
+        (settled || object.kept || object.logged).then_some(no)
     }
 
     /// Appends the record that lets a key name a value. Of a fork the log gets the value alone: nobody
@@ -704,7 +711,7 @@ impl<D: Disk> Store<D> {
         }
     }
 
-    fn forget_cached(&mut self, no: ObjectNo) {
+    pub(super) fn forget_cached(&mut self, no: ObjectNo) {
         let entry = self.tables.objects.get(no).cached;
         if entry != NOT_CACHED {
             self.l2.remove(EntryNo(entry));

@@ -154,6 +154,7 @@ impl World {
                 memory,
                 fd: Arc::new(fd),
             },
+            home: None,
             reply: Answer::new(move |outcome| reply.send(outcome).unwrap()),
         };
         assert!(
@@ -340,11 +341,14 @@ impl World {
         for object in self.shard.store.undo_objects() {
             *wanted.entry(object).or_default() += 1;
         }
-        let collector = &self.shard.collector;
-        if !self.shard.pending.is_empty()
+        let busy = !self.shard.pending.is_empty()
             || self.shard.store.has_retired()
-            || collector.is_reading_any()
-        {
+            || self.shard.store.is_cooling()
+            || !self.shard.imports.is_empty()
+            || !self.shard.moves.is_empty()
+            || !self.shard.warming.is_empty()
+            || self.shard.collector.is_reading_any();
+        if busy {
             return;
         }
         // What a tree may hold stays without any reference; so does what was found to be damaged.
@@ -1097,6 +1101,7 @@ fn an_attach_that_was_given_up_leaves_nothing() {
                 memory,
                 fd: Arc::clone(&fd),
             },
+            home: None,
             reply: Answer::new(move |outcome: Result<_, _>| {
                 let _ = reply.send(outcome.map(drop));
             }),

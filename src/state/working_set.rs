@@ -328,6 +328,30 @@ impl WorkingSet {
         self.table.iter().filter_map(|entry| entry.held().value)
     }
 
+    /// Keeps what changed and nothing else, without the order that scans need; what was known beside it,
+    /// to be given up bit by bit.
+    ///
+    /// Cost: that of the changes, however many entries there are.
+    pub fn keep_changes(&mut self) -> Retired {
+        let mut places = Vec::new();
+        self.sort_changes(&mut places);
+        let mut kept = Self::default();
+        for place in places {
+            let (key, held) = self.at(place);
+            kept.set(key, held);
+            // What the place named is the other set's now.
+            if let Ok(mut entry) = self.table.get_bucket_entry(place as usize) {
+                entry.get_mut().set(None);
+            }
+        }
+        std::mem::replace(self, kept).retire()
+    }
+
+    /// All keys and what is known of them, in no order.
+    pub fn entries(&self) -> impl Iterator<Item = (&[u8], Held)> {
+        self.table.iter().map(|entry| (&*entry.key, entry.held()))
+    }
+
     /// Gives the set up: what its entries named, one at a time, so that a large one can go bit by bit.
     #[must_use]
     pub fn retire(self) -> Retired {
@@ -373,6 +397,35 @@ impl Iterator for Retired {
 mod tests {
     use super::*;
     use std::collections::BTreeMap;
+
+    #[test]
+    fn what_did_not_change_can_be_given_up_at_once() {
+        let value = |object| Value { object, bytes: 1 };
+        let mut set = WorkingSet::default();
+        for no in 0..1000u32 {
+            let key = no.to_le_bytes();
+            match no % 10 {
+                0 => _ = set.put(&key, value(no)),
+                1 => _ = set.remove(&key),
+                _ => _ = set.learn(&key, value(no)),
+            }
+        }
+        let before = set.memory_bytes();
+        let given_up: Vec<_> = set.keep_changes().map(|value| value.object).collect();
+        assert_eq!(given_up.len(), 800);
+        assert!(given_up.iter().all(|no| no % 10 > 1));
+        assert_eq!((set.len(), set.changes()), (200, 200));
+        assert!(set.memory_bytes() < before / 2);
+        for no in 0..1000u32 {
+            let wanted = match no % 10 {
+                0 => Some(Some(value(no))),
+                1 => Some(None),
+                _ => None,
+            };
+            let held = set.get(&no.to_le_bytes());
+            assert_eq!(held.map(|held| held.value), wanted, "{no}");
+        }
+    }
 
     /// Against sorted maps: what is known of each key, and what the base tree would say.
     fn check(operations: &[(u8, Vec<u8>)]) {

@@ -139,6 +139,7 @@ impl Marker {
         }
         states.extend(known.tags.values().map(|tag| tag.target));
         states.extend(known.sets.roots());
+        states.extend(&known.adopted);
         let hot = known.hot;
         let objects = &mut store.tables.objects;
         if let Some(hot) = hot {

@@ -267,6 +267,9 @@ impl<D: Disk> Shard<D> {
     fn collect_step(&mut self, phase: &mut Phase) -> Result<bool, Refused> {
         // What a failed flush would undo must not have been looked at.
         self.flush_collection()?;
+        // What crosses shards is reached by nothing before it has all arrived.
+        let copying =
+            !self.imports.is_empty() || !self.exports.is_empty() || self.moves.are_under_way();
         let collector = &mut self.collector;
         let store = &mut self.store;
         let next = match phase {
@@ -281,7 +284,7 @@ impl<D: Disk> Shard<D> {
                 if collector.marker.step(store, &mut collector.reader)? {
                     return Ok(true);
                 }
-                if store.holds > 0 {
+                if store.holds > 0 || copying {
                     collector.retry_at = self.now + HOLD_NS;
                     return Ok(false);
                 }
@@ -299,7 +302,7 @@ impl<D: Disk> Shard<D> {
                 store.tables.objects.end_round();
                 Phase::Choose
             }
-            Phase::Choose => return self.begin_move(phase),
+            Phase::Choose => return self.choose_segments(phase),
             Phase::Restate(restate) => {
                 let more = restate.step(store);
                 self.flush_collection()?;
@@ -382,7 +385,7 @@ impl<D: Disk> Shard<D> {
     }
 
     /// Begins to empty segments, if it pays; else the collection ends here.
-    fn begin_move(&mut self, phase: &mut Phase) -> Result<bool, Refused> {
+    fn choose_segments(&mut self, phase: &mut Phase) -> Result<bool, Refused> {
         if !self.has_next_segment()? {
             return Ok(false);
         }
