@@ -274,7 +274,6 @@ fn what_records_say_of_an_agent_is_in_its_fields() {
     let (agent, branch) = (AgentNo(1), MAIN);
     let rule = Retention::All;
     let strangers = [
-        Head::AgentGone { agent },
         Head::Hot { agent, list },
         Head::Retention {
             agent,

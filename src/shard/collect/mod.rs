@@ -320,19 +320,10 @@ impl<D: Disk> Shard<D> {
                 }
                 Phase::Settle(self.want_sync())
             }
-            &mut Phase::Settle(upto) => {
-                if store.log.synced() < upto {
-                    store.log.sync_wanted(upto);
-                    return Ok(false);
-                }
-                if !self.has_next_segment()? {
-                    return Ok(false);
-                }
-                let (store, collector) = (&mut self.store, &mut self.collector);
-                // The header of the segment that comes next says it.
-                store.log.settle(&mut store.disk, collector.settled);
-                Phase::Say
-            }
+            &mut Phase::Settle(upto) => match self.settle_log(upto)? {
+                true => Phase::Say,
+                false => return Ok(false),
+            },
             Phase::Say => {
                 self.say_dropped()?;
                 Phase::Drop(self.want_sync())
@@ -358,6 +349,22 @@ impl<D: Disk> Shard<D> {
             Phase::Removing(_) => return Ok(false),
         };
         *phase = next;
+        Ok(true)
+    }
+
+    /// Has the log say that segments count for their objects alone, once everything that was said again is on
+    /// the device; whether it does.
+    fn settle_log(&mut self, upto: Sequence) -> Result<bool, Refused> {
+        if self.store.log.synced() < upto {
+            self.store.log.sync_wanted(upto);
+            return Ok(false);
+        }
+        if !self.has_next_segment()? {
+            return Ok(false);
+        }
+        let (store, collector) = (&mut self.store, &mut self.collector);
+        // The header of the segment that comes next says it.
+        store.log.settle(&mut store.disk, collector.settled);
         Ok(true)
     }
 
