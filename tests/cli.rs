@@ -342,6 +342,30 @@ fn histories_and_states_are_shown_to_people_and_programs() {
 }
 
 #[test]
+fn agents_are_listed_with_what_is_known_of_them() {
+    both(|place, [_, second, _]| {
+        let agents = objects(&run(place, &["agents", "--json"]).good());
+        assert_eq!(agents.len(), 1);
+        assert_eq!(
+            (&agents[0]["name"], &agents[0]["branches"]),
+            (&"planner".into(), &2.into())
+        );
+        let main = &agents[0]["heads"][0];
+        assert_eq!(
+            (&main["name"], &main["changes"]),
+            (&"main".into(), &1.into())
+        );
+        assert_eq!(main["head"], second.to_string());
+        let text = run(place, &["agents"]).good();
+        assert!(
+            text.contains("planner  shard") && text.contains("2 branches, 1 tag"),
+            "{text}"
+        );
+        assert_eq!(run(place, &["agents", "--names"]).good(), "planner\n");
+    });
+}
+
+#[test]
 fn what_is_not_there_is_said_with_what_to_do() {
     both(|place, _| {
         let nobody = run(place, &["log", "nobody"]).bad(1);

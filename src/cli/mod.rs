@@ -15,6 +15,7 @@ use clap::{Parser, Subcommand};
 use helios::config::{Config, ConfigError};
 use helios::runtime::RuntimeError;
 
+mod agents;
 mod branch;
 mod diff;
 mod doctor;
@@ -59,6 +60,7 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    Agents(agents::Args),
     Log(log::Args),
     Show(show::Args),
     Diff(diff::Args),
@@ -122,6 +124,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Doctor { config, json } => {
             config.load().and_then(|config| doctor::run(&config, json))
         }
+        Command::Agents(args) => agents::run(&args),
         Command::Log(args) => log::run(&args),
         Command::Show(args) => show::run(args),
         Command::Diff(args) => diff::run(&args),

@@ -109,6 +109,11 @@ impl Place {
         })
     }
 
+    /// The session itself, for questions that are about no agent in particular.
+    pub(super) fn session(&self) -> &Session {
+        &self.session
+    }
+
     /// A lane to an agent that is there.
     pub(super) fn agent(&self, name: &str) -> anyhow::Result<Lane> {
         let how = Attach {
