@@ -366,6 +366,31 @@ fn agents_are_listed_with_what_is_known_of_them() {
 }
 
 #[test]
+fn a_branch_is_told_what_to_keep_and_a_server_to_collect() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Served::start(dir.path(), "shards = 2");
+    let socket = server.socket();
+    let place = ["--socket", socket.to_str().unwrap()];
+    let mut lane = attach(&server.session(), "planner");
+    for no in 0..5u8 {
+        lane.put(b"k", &[no; 5000]).unwrap();
+        checkpoint(&mut lane);
+    }
+    let before = run(&place, &["log", "planner", "--json"]).good();
+    assert_eq!(objects(&before).len(), 5);
+    run(&place, &["branch", "retain", "planner", "main", "last:2"]).good();
+    let did = objects(&run(&place, &["gc", "--json"]).good());
+    assert_eq!(did[0]["end"], "done");
+    assert!(did[0]["objects"].as_u64().unwrap() >= 6, "{did:?}");
+    let after = run(&place, &["log", "planner", "--json"]).good();
+    assert_eq!(objects(&after).len(), 2);
+    let text = run(&place, &["gc"]).good();
+    assert!(text.contains("0 objects given up"), "{text}");
+    let bad = run(&place, &["branch", "retain", "planner", "main", "some"]).bad(2);
+    assert!(bad.contains("last:N"), "{bad}");
+}
+
+#[test]
 fn what_is_not_there_is_said_with_what_to_do() {
     both(|place, _| {
         let nobody = run(place, &["log", "nobody"]).bad(1);

@@ -594,7 +594,10 @@ fn operate(
         25 => {
             // All of it saved first; their changes win.
             let made = lane.checkpoint(&new()).unwrap().id;
-            branches.get_mut(on).unwrap().checkpointed(lane, made, saved);
+            branches
+                .get_mut(on)
+                .unwrap()
+                .checkpointed(lane, made, saved);
             merge(lane, on, &any, branches, saved);
         }
         26 if !saved.is_empty() => {

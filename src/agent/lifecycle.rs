@@ -64,6 +64,14 @@ pub enum Ask<'a> {
         /// The shard.
         to: u16,
     },
+    /// Begins a collection in every shard, for the runtime's own user alone. Answer: a u64, its number.
+    Collect,
+    /// What a collection did. Answer: an option of [`Collected`]; none: it is under way. One that
+    /// is forgotten counts as stopped.
+    Collected {
+        /// Its number.
+        no: u64,
+    },
 }
 
 impl<'a> Ask<'a> {
@@ -88,7 +96,7 @@ impl<'a> Ask<'a> {
     #[must_use]
     pub fn agent(&self) -> Option<&'a str> {
         match *self {
-            Self::List { .. } => None,
+            Self::List { .. } | Self::Collect | Self::Collected { .. } => None,
             Self::Create { agent, .. }
             | Self::Describe { agent }
             | Self::Suspend { agent }
@@ -103,6 +111,49 @@ impl<'a> Ask<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("no question about agents that this version knows; names have 1 to 255 bytes")]
 pub struct BadAsk;
+
+/// How a collection ended.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum CollectEnd {
+    /// Everything was done.
+    #[default]
+    Done,
+    /// The shard stops, or takes no more writes.
+    Stopped,
+    /// There was no room to write what has to be written.
+    NoRoom,
+    /// Something could not be read from the device.
+    Unreadable,
+    /// Something that is needed is damaged: nothing was given up.
+    Damaged,
+}
+
+/// What a collection did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Collected {
+    /// Objects that were needed no more, beside those that went when they were overwritten.
+    pub objects: u64,
+    /// Segment files that were removed.
+    pub segments: u64,
+    /// Bytes that they took.
+    pub bytes: u64,
+    /// Bytes that were moved out of them.
+    pub moved_bytes: u64,
+    /// How it ended; of several shards, the worst.
+    pub end: CollectEnd,
+}
+
+impl Collected {
+    /// Adds what another shard's did.
+    pub fn add(&mut self, other: &Self) {
+        self.objects += other.objects;
+        self.segments += other.segments;
+        self.bytes += other.bytes;
+        self.moved_bytes += other.moved_bytes;
+        self.end = self.end.max(other.end);
+    }
+}
 
 /// An agent in a list.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -5,6 +5,7 @@
 use std::process::ExitCode;
 
 use helios::client::BranchInfo;
+use helios::id::Retention;
 use serde::Serialize;
 
 use super::out::{Out, counted, text};
@@ -63,6 +64,37 @@ enum Action {
         /// What it is to be called
         new: String,
     },
+    /// Say how much of a branch's history collections keep; its head stays in any case
+    Retain {
+        #[command(flatten)]
+        place: PlaceArgs,
+        /// Whose branch
+        agent: String,
+        /// Which
+        name: String,
+        /// `all`, `last:N` checkpoints, or `days:N`: those at most so old
+        #[arg(value_parser = rule)]
+        rule: Retention,
+    },
+}
+
+/// Milliseconds of a day.
+const DAY_MS: u64 = 24 * 60 * 60 * 1000;
+
+/// Reads a rule as people write it.
+fn rule(text: &str) -> Result<Retention, String> {
+    let numbered = text.split_once(':').and_then(|(what, number)| {
+        let number: u64 = number.parse().ok()?;
+        match what {
+            "last" => Some(Retention::Last(number)),
+            "days" => Some(Retention::Newer(number.checked_mul(DAY_MS)?)),
+            _ => None,
+        }
+    });
+    match text {
+        "all" => Ok(Retention::All),
+        _ => numbered.ok_or_else(|| "a rule is `all`, `last:N` or `days:N`".to_owned()),
+    }
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
@@ -98,6 +130,15 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             lane.switch(name)?;
             let renamed = lane.rename_branch(new)?;
             tell(place, &renamed)?;
+        }
+        Action::Retain {
+            place,
+            agent,
+            name,
+            rule,
+        } => {
+            let mut lane = place.open_server()?.agent(agent)?;
+            lane.retain(name, *rule)?;
         }
     }
     Ok(ExitCode::SUCCESS)

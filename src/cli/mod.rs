@@ -21,6 +21,7 @@ mod diff;
 mod doctor;
 mod export;
 mod export_file;
+mod gc;
 mod import;
 mod log;
 mod merge;
@@ -61,6 +62,7 @@ enum Command {
         json: bool,
     },
     Agents(agents::Args),
+    Gc(gc::Args),
     Log(log::Args),
     Show(show::Args),
     Diff(diff::Args),
@@ -125,6 +127,7 @@ pub(crate) fn main() -> ExitCode {
             config.load().and_then(|config| doctor::run(&config, json))
         }
         Command::Agents(args) => agents::run(&args),
+        Command::Gc(args) => gc::run(&args),
         Command::Log(args) => log::run(&args),
         Command::Show(args) => show::run(args),
         Command::Diff(args) => diff::run(&args),

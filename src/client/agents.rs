@@ -9,12 +9,14 @@ use serde::de::DeserializeOwned;
 
 use crate::agent::call;
 use crate::agent::frame::RefusalCode;
-use crate::agent::lifecycle::{AgentInfo, AgentPage, Ask, Suspended};
+use crate::agent::lifecycle::{AgentInfo, AgentPage, Ask, Collected, Suspended};
 use crate::client::{ClientError, Session};
 use crate::id::ShardNo;
 
 /// How long a move may take before [`Session::migrate_agent`] gives up waiting; the move goes on.
 const MOVE_WAIT: Duration = Duration::from_secs(60);
+/// How often a collection is looked at.
+const COLLECT_LOOK: Duration = Duration::from_millis(5);
 /// How often it looks.
 const MOVE_LOOK: Duration = Duration::from_millis(2);
 
@@ -112,6 +114,21 @@ impl Session {
                 return Err(ClientError::NoAnswer { seconds });
             }
             std::thread::sleep(MOVE_LOOK);
+        }
+    }
+
+    /// Has every shard give up what no branch, tag, fork or superposition needs, and remove the files that
+    /// held little else; returns when all have. Agents are served meanwhile.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`]: only the runtime's own user may ask.
+    pub fn collect(&self) -> Result<Collected, ClientError> {
+        let no = self.ask(&Ask::Collect)?;
+        loop {
+            if let Some(collected) = self.ask(&Ask::Collected { no })? {
+                return Ok(collected);
+            }
+            std::thread::sleep(COLLECT_LOOK);
         }
     }
 

@@ -65,6 +65,12 @@ impl Access {
         uid == self.own_uid || self.rules.iter().any(lets_to)
     }
 
+    /// Is this the runtime's own user?
+    #[must_use]
+    pub fn is_own(&self, uid: u32) -> bool {
+        uid == self.own_uid
+    }
+
     /// May a process of this user and group attach to any agent at all?
     #[must_use]
     pub fn admits(&self, uid: u32, gid: u32) -> bool {

@@ -143,6 +143,13 @@ impl ControlPlane {
             .map_err(|bad| Refusal::new(RefusalCode::Protocol, bad.to_string()))?;
         let (agent, what) = match ask {
             Ask::List { after, limit } => return self.list(after, limit, who, answer),
+            Ask::Collect => return self.begin_collection(who, answer),
+            Ask::Collected { no } => {
+                let mut bytes = Vec::new();
+                call::push(&self.collected(no), &mut bytes);
+                answer.give(Ok(bytes));
+                return Ok(());
+            }
             Ask::Create { agent, public } => (agent, AgentVerb::Create { public }),
             Ask::Describe { agent } => (agent, AgentVerb::Describe),
             Ask::Suspend { agent } => (agent, AgentVerb::Suspend),

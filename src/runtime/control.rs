@@ -30,6 +30,7 @@ use crate::client::Attach;
 use crate::config::Access as AccessRules;
 use crate::id::{AGENT_NAME_BYTES_MAX, AgentNo, LaneNo, SessionNo, ShardNo};
 use crate::runtime::RuntimeError;
+use crate::runtime::collect::Collections;
 use crate::runtime::health::{Failure, Health};
 use crate::runtime::inbox::Inbox;
 use crate::runtime::shard_thread::Doorbell;
@@ -233,6 +234,8 @@ pub(super) struct ControlPlane {
     health: Health,
     /// Agents that are not where their names say.
     routes: Mutex<Routes>,
+    /// Collections that sessions asked for.
+    pub(super) collections: Arc<Mutex<Collections>>,
     /// The I/O core is gone: every shard is to stop.
     halt: AtomicBool,
 }
@@ -266,6 +269,7 @@ impl ControlPlane {
             },
             health: Health::default(),
             routes: Mutex::default(),
+            collections: Arc::default(),
             halt: AtomicBool::new(false),
         };
         Ok((control, Events { receive, wake }))

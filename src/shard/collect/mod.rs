@@ -35,6 +35,7 @@ use reader::Reader;
 use restate::Restate;
 use sweep::{Move, Sweep};
 
+pub use crate::agent::lifecycle::{CollectEnd, Collected};
 pub use restate::{BEFORE_BYTES, Restated};
 
 /// Steps of marking in one turn.
@@ -48,49 +49,6 @@ const RETRY_NS: u64 = 10_000_000_000;
 /// How long it waits before it asks again whether operations over several turns have ended, in
 /// nanoseconds.
 const HOLD_NS: u64 = 10_000_000;
-
-/// How a collection ended.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
-#[non_exhaustive]
-pub enum CollectEnd {
-    /// Everything was done.
-    #[default]
-    Done,
-    /// The shard stops, or takes no more writes.
-    Stopped,
-    /// There was no room to write what has to be written.
-    NoRoom,
-    /// Something could not be read from the device.
-    Unreadable,
-    /// Something that is needed is damaged: nothing was given up.
-    Damaged,
-}
-
-/// What a collection did.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Collected {
-    /// Objects that were needed no more, beside those that went when they were overwritten.
-    pub objects: u64,
-    /// Segment files that were removed.
-    pub segments: u64,
-    /// Bytes that they took.
-    pub bytes: u64,
-    /// Bytes that were moved out of them.
-    pub moved_bytes: u64,
-    /// How it ended; of several shards, the worst.
-    pub end: CollectEnd,
-}
-
-impl Collected {
-    /// Adds what another shard's did.
-    pub fn add(&mut self, other: &Self) {
-        self.objects += other.objects;
-        self.segments += other.segments;
-        self.bytes += other.bytes;
-        self.moved_bytes += other.moved_bytes;
-        self.end = self.end.max(other.end);
-    }
-}
 
 /// Where a collection is.
 #[derive(Debug, Default)]
