@@ -4,6 +4,7 @@
 
 use std::process::ExitCode;
 
+use helios::agent::frame::RefusalCode;
 use helios::client::{AgentInfo, ClientError};
 use helios::id::ObjectId;
 use serde::Serialize;
@@ -36,8 +37,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             match session.describe_agent(&item.name) {
                 Ok(info) => print(&mut out, &info)?,
                 // Terminated since.
-                Err(ClientError::Refused { code, .. })
-                    if code == helios::agent::frame::RefusalCode::NoSuchAgent => {}
+                Err(ClientError::Refused {
+                    code: RefusalCode::NoSuchAgent,
+                    ..
+                }) => {}
                 Err(error) => return Err(error.into()),
             }
         }
