@@ -63,6 +63,8 @@ pub(super) trait Versions {
     fn get_on(&mut self, on: BranchNo, key: &[u8], value: &mut Vec<u8>) -> Result<bool, Refusal>;
     /// Merges a branch; where both changed this key, the branch's value stays.
     fn merge(&mut self, from: &str, theirs: Option<&[u8]>) -> Result<Merging, Refusal>;
+    /// Gives the agent's memory back, and goes on.
+    fn suspend(&mut self) -> Result<(), Refusal>;
     /// Lets the state be that of a checkpoint, whatever changes are lost.
     fn restore(&mut self, to: &ObjectId) -> Result<(), Refusal>;
     /// The keys in which two checkpoints differ, in order: all of them, if they are few.
@@ -108,6 +110,11 @@ impl<'a, P: Port> Drive<'a, P> {
                 let (fork, _) = again(&mut self.tally.busy_replies, || port.fork(&from))?;
                 self.find(agent, Some(fork), *found)?;
                 self.discard(agent, fork).map(|_| ())
+            }
+            Deed::Suspend => {
+                let port = &mut self.ports[agent];
+                again(&mut self.tally.busy_replies, || port.suspend())?;
+                Ok(())
             }
             Deed::Restore { to } => {
                 let port = &mut self.ports[agent];

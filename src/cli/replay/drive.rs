@@ -507,6 +507,10 @@ mod tests {
             Ok(Merging::Done(self.make(keys)))
         }
 
+        fn suspend(&mut self) -> Result<(), Refusal> {
+            self.busy()
+        }
+
         fn restore(&mut self, to: &ObjectId) -> Result<(), Refusal> {
             self.busy()?;
             if self.fault != Fault::RestoresNothing {

@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use helios::Runtime;
-use helios::client::{Lane, Session};
+use helios::client::Session;
 use helios::config::Config;
 use helios::metrics::Stats;
 
 use super::folder;
 use super::port;
+use super::port::Seat;
 use super::process::Process;
 use super::report::MemoryUse;
 
@@ -35,7 +36,7 @@ pub(super) struct Own {
 /// A runtime in another process.
 pub(super) struct Other {
     socket: PathBuf,
-    lane: Lane,
+    lane: Seat,
     process: Option<Process>,
     /// What it said of its configuration.
     configured: Stats,

@@ -69,6 +69,8 @@ pub(super) enum Deed {
         /// What is found there.
         found: Put,
     },
+    /// It rests: its memory is given back, until it goes on.
+    Suspend,
     /// Its state, unsaved changes included, is given up for that of a checkpoint.
     Restore {
         /// Its place in the history.
@@ -164,6 +166,7 @@ impl Lineage {
             7 | 23 => self.look_back(now),
             15 => self.superpose(now, true),
             30 => self.superpose(now, false),
+            26 => Some(Deed::Suspend),
             _ => None,
         };
         deeds.extend(deed);

@@ -78,7 +78,8 @@ const IDLE_SETTLE: Duration = Duration::from_millis(500);
 /// compares: once main stood still (a fast-forward), twice main has moved on, once both changed one key
 /// and the branch's value is to stay; after 2 it reads one of its last 4 checkpoints as it was; after 2 it holds 3 ways
 /// to go on in a superposition, each with a write of its own, and once collapses it to one, once releases it; and instead of one of
-/// them it gives up what it did and restores one of its last 4 checkpoints, from where its script goes on.
+/// them it gives up what it did and restores one of its last 4 checkpoints, from where its script goes on; once it is
+/// suspended and resumed.
 /// What is read on the way is checked as well.
 ///
 /// Ends with 1 if any value was not what it must be.

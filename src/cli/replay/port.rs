@@ -2,7 +2,10 @@
 //!
 //! Floor 5, part of `replay`. Adds nothing to a call but the name of its tier.
 
+use std::ops::{Deref, DerefMut};
+
 use helios::agent::entry::Tier;
+use helios::agent::frame::RefusalCode;
 use helios::client::{
     Attach, Choice, ClientError, CollapseOptions, Lane, Merged, NewCheckpoint, NewSuperposition,
     Policy, Revision, Session,
@@ -18,24 +21,55 @@ use super::tally::Call;
 /// What an agent tries out side by side.
 const SUPERPOSITION: &str = "replay-choice";
 
+/// An agent's lane, which leaves while the agent is suspended.
+pub(super) struct Seat {
+    session: Session,
+    agent: String,
+    lane: Option<Lane>,
+}
+
+impl Seat {
+    fn new(session: &Session, agent: &str, attach: Attach) -> Result<Self, ClientError> {
+        Ok(Self {
+            session: session.clone(),
+            agent: agent.to_owned(),
+            lane: Some(session.attach(agent, attach)?),
+        })
+    }
+}
+
+impl Deref for Seat {
+    type Target = Lane;
+
+    fn deref(&self) -> &Lane {
+        self.lane.as_ref().expect("a lane, but for a suspension")
+    }
+}
+
+impl DerefMut for Seat {
+    fn deref_mut(&mut self) -> &mut Lane {
+        self.lane.as_mut().expect("a lane, but for a suspension")
+    }
+}
+
 /// Attaches the agents of a scenario, in order.
-pub(super) fn attach(session: &Session, scenario: &Scenario) -> Result<Vec<Lane>, ClientError> {
+pub(super) fn attach(session: &Session, scenario: &Scenario) -> Result<Vec<Seat>, ClientError> {
     let agents = scenario.agents.iter();
     agents
-        .map(|agent| session.attach(&agent.name(), Attach::default()))
+        .map(|agent| Seat::new(session, &agent.name(), Attach::default()))
         .collect()
 }
 
 /// Attaches the public agent, which need not exist.
-pub(super) fn attach_commons(session: &Session) -> Result<Lane, ClientError> {
+pub(super) fn attach_commons(session: &Session) -> Result<Seat, ClientError> {
     let attach = Attach {
         create: true,
         public: true,
     };
-    session.attach(COMMONS_NAME, attach)
+    Seat::new(session, COMMONS_NAME, attach)
 }
 
-impl Port for Lane {
+impl Port for Seat {
     fn get(&mut self, key: &[u8], value: &mut Vec<u8>) -> Result<Option<Call>, Refusal> {
         let found = Lane::get(self, key, value)?;
         Ok(found.map(|found| found.tier.into()))
@@ -57,7 +91,7 @@ impl Port for Lane {
     }
 }
 
-impl Versions for Lane {
+impl Versions for Seat {
     fn checkpoint(&mut self, on: Option<BranchNo>, power: bool) -> Result<ObjectId, Refusal> {
         let new = NewCheckpoint {
             durability: power.then_some(Durability::Power),
@@ -161,6 +195,23 @@ impl Versions for Lane {
         let choice = Choice::Candidate(numbers[choice]);
         let collapsed = self.collapse(set, choice, &CollapseOptions::default())?;
         Ok(Some(collapsed.head))
+    }
+
+    fn suspend(&mut self) -> Result<(), Refusal> {
+        self.lane = None;
+        // The lane's end is on its way.
+        let suspended = loop {
+            match self.session.suspend_agent(&self.agent) {
+                Err(ClientError::Refused {
+                    code: RefusalCode::InUse,
+                    ..
+                }) => std::thread::yield_now(),
+                done => break done,
+            }
+        };
+        self.lane = Some(self.session.attach(&self.agent, Attach::default())?);
+        suspended?;
+        Ok(())
     }
 
     fn tag(&mut self, name: &str) -> Result<(), Refusal> {

@@ -225,7 +225,7 @@ mod tests {
         now: HashMap<u32, u32>,
         made: Vec<HashMap<u32, u32>>,
         seen: HashSet<(u32, u32)>,
-        deeds: [u32; 6],
+        deeds: [u32; 7],
     }
 
     impl Model {
@@ -287,6 +287,7 @@ mod tests {
                     self.find(&self.history()[*to], *found);
                     3
                 }
+                Deed::Suspend => 6,
                 Deed::Restore { to } => {
                     self.now = self.history()[*to].clone();
                     4

@@ -12,12 +12,13 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::Context;
-use helios::client::{Lane, Session};
+use helios::client::Session;
 use helios::topology::{self, CoreId};
 
 use super::drive::{Drive, Port};
 use super::messages::{Answer, Loaded, Order};
 use super::port;
+use super::port::Seat;
 use super::scenario::{Deal, Scenario};
 use super::trace::Trace;
 
@@ -104,7 +105,7 @@ fn walk(
     orders: &Receiver<Order>,
     plan: &Plan,
     session: &Session,
-    lanes: Vec<Lane>,
+    lanes: Vec<Seat>,
 ) -> anyhow::Result<()> {
     let mut drive = Drive::new(&plan.scenario, &plan.deal, plan.think, lanes);
     loop {

@@ -177,6 +177,16 @@ impl<D: Disk> Store<D> {
         }
     }
 
+    /// Says a set, while everything is said again; whether it was or is said so.
+    pub(in crate::shard) fn restate_set(&mut self, at: SetRef) -> Result<bool, Refused> {
+        if self.restating.is_none() {
+            return Ok(false);
+        }
+        self.say_agent(at.agent)?;
+        self.say_set(at)?;
+        Ok(true)
+    }
+
     /// Appends a record that has no payload.
     fn say(&mut self, head: Head<'_>) -> Result<(), Refused> {
         self.ready(0, false)?;

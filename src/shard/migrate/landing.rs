@@ -151,6 +151,9 @@ impl<D: Disk> Store<D> {
     }
 
     fn land_set(&mut self, at: SetRef) -> Result<(), Refused> {
+        if self.restate_set(at)? {
+            return Ok(());
+        }
         let Some(open) = self.tables.open_set(at) else {
             return Ok(());
         };
