@@ -227,6 +227,7 @@ impl<D: Disk> Shard<D> {
         self.store.ready(0, false)?;
         self.store.append(&Head::AgentGone { agent }.into())?;
         self.flush_commit()?;
+        self.end_sets(agent);
         for (session, lane) in self.lanes.of_agent(agent) {
             if let Some(lane) = self.lanes.detach(session, lane) {
                 self.close_lane(lane, CloseReason::Terminated);

@@ -20,18 +20,18 @@
 mod landing;
 mod passing;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use crate::agent::CloseReason;
 use crate::agent::entry::Status;
 use crate::cache::WindowWriter;
-use crate::id::{AgentNo, ObjectId, ShardNo};
+use crate::id::{AgentNo, BranchNo, ObjectId, ShardNo};
 use crate::prefetch::AccessKind;
 use crate::segment::index::ObjectNo;
 use crate::segment::{Disk, Head, Sequence};
-use crate::shard::agent::MAIN;
+use crate::shard::agent::{BranchRef, MAIN};
 use crate::shard::call::Failed;
 use crate::shard::lanes::HandedLane;
 use crate::shard::lifecycle::AgentError;
@@ -133,9 +133,16 @@ pub(super) struct Moves {
 }
 
 impl Moves {
-    /// Whether an agent comes or goes.
+    /// Whether what an agent consists of comes or goes. One that has landed is reached like any other.
     pub(super) fn are_under_way(&self) -> bool {
-        !self.departures.is_empty() || !self.arrivals.is_empty()
+        let landed = |arrival: &Arrival| matches!(arrival.stage, Coming::Landed(_));
+        !self.departures.is_empty() || !self.arrivals.values().all(landed)
+    }
+
+    /// Whether an agent is said to be gone that is still in the tables.
+    pub(super) fn any_gone(&self) -> bool {
+        let mut departures = self.departures.values();
+        departures.any(|departure| matches!(departure.stage, Leaving::Gone(_)))
     }
 
     /// Whether nothing is under way.
@@ -306,9 +313,14 @@ impl<D: Disk> Shard<D> {
 
     /// Says that an agent is gone, now that the target has it.
     fn let_go(&mut self, agent: AgentNo) {
-        let said = self.say_gone(agent);
+        // What is said again while it is still in the tables would say that it is there.
+        let said = match self.store.restating {
+            Some(_) => Err(Refused::Wait.into()),
+            None => self.say_gone(agent),
+        };
         match said {
             Ok(sequence) => {
+                self.end_sets(agent);
                 if let Some(departure) = self.moves.departures.get_mut(&agent) {
                     departure.stage = Leaving::Gone(sequence);
                 }
@@ -360,6 +372,7 @@ impl<D: Disk> Shard<D> {
         };
         let to = departure.to;
         let lanes = self.lanes.hand_over(agent, to);
+        self.store.holds -= lanes.iter().filter(|lane| lane.holds).count() as u32;
         for request in &departure.attaches {
             self.forward_lane(request, to);
         }
@@ -528,7 +541,13 @@ impl<D: Disk> Shard<D> {
         let state = self.store.tables.agent_mut(agent);
         let moves = state.moves;
         (state.window, state.window_fd) = (handover.window, handover.window_fd);
+        let owned: HashSet<BranchNo> = handover
+            .lanes
+            .iter()
+            .flat_map(|it| it.forks.clone())
+            .collect();
         for lane in handover.lanes {
+            self.store.holds += u32::from(lane.holds);
             let state = self.store.tables.agent_mut(agent);
             state.lanes += 1;
             if let Some(branch) = state.branch_mut(lane.branch) {
@@ -536,6 +555,13 @@ impl<D: Disk> Shard<D> {
             }
             let at = self.lanes.take_over(agent, lane, self.options.no);
             self.queue(at);
+        }
+        // Those whose lane went while it stood still are nobody's.
+        let forks = self.store.tables.agent(agent).numbered();
+        let forks = forks.map(|(branch, _)| BranchRef { agent, branch });
+        let left = forks.filter(|fork| fork.is_fork() && !owned.contains(&fork.branch));
+        for fork in left.collect::<Vec<_>>() {
+            self.drop_fork(fork);
         }
         self.route(name.into(), self.options.no, moves);
         for mut request in handover.attaches {

@@ -160,6 +160,15 @@ impl<D: Disk> Shard<D> {
         Ok(self.store.append(&(*head).into())?.sequence)
     }
 
+    /// Takes all sets of an agent out that is gone: nothing may be said of them behind that.
+    pub(super) fn end_sets(&mut self, agent: AgentNo) {
+        let sets = &self.store.tables.agent(agent).sets;
+        let sets: Vec<SetNo> = sets.iter().map(|(set, _)| set).collect();
+        for set in sets {
+            self.end_set(SetRef { agent, set });
+        }
+    }
+
     /// Takes a set out: its end was flushed.
     fn end_set(&mut self, at: SetRef) {
         let sets = &mut self.store.tables.agent_mut(at.agent).sets;

@@ -66,6 +66,8 @@ pub struct Marker {
     histories: Vec<History>,
     /// Checkpoints of others behind which the walk went on for an agent.
     adopted: HashSet<(AgentNo, ObjectNo)>,
+    /// Heads of branches from which a history was followed.
+    heads: HashSet<(AgentNo, ObjectNo)>,
     /// Agents whose roots are still to be looked at in this pass, from the last one.
     agents: Vec<AgentNo>,
     passes: u32,
@@ -142,8 +144,9 @@ impl Marker {
         states.extend(&known.adopted);
         let hot = known.hot;
         let objects = &mut store.tables.objects;
-        if let Some(hot) = hot {
-            objects.mark(objects.find(&hot).ok_or(Refused::Corrupt)?);
+        // A list that is damaged costs time, and nothing else.
+        if let Some(no) = hot.and_then(|hot| objects.find(&hot)) {
+            objects.mark(no);
         }
         for tree in trees.iter().filter(|tree| **tree != EMPTY_TREE) {
             self.reach_node(store, tree)?;
@@ -180,7 +183,9 @@ impl Marker {
     ) -> Result<(), Refused> {
         let objects = &mut store.tables.objects;
         let no = objects.find(id).ok_or(Refused::Corrupt)?;
-        if objects.mark(no) || (follow && !objects.is_followed(no)) {
+        // Another agent may have followed it as far as it may read.
+        let first = follow && self.heads.insert((agent, no));
+        if objects.mark(no) || first {
             self.work.push(Work::Checkpoint {
                 no,
                 agent,
@@ -217,7 +222,11 @@ impl Marker {
                 let checkpoint = Checkpoint::decode(bytes).map_err(|_| Refused::Corrupt)?;
                 let id = store.tables.objects.get(no).id;
                 if !store.tables.has_agent(agent) {
-                    return Ok(());
+                    // It counts as reached, which others that name it rely on.
+                    return match checkpoint.tree {
+                        tree if named && tree != EMPTY_TREE => self.reach_node(store, &tree),
+                        _ => Ok(()),
+                    };
                 }
                 let known = store.tables.agent(agent);
                 if !named && !known.may_read(&checkpoint, &id) {

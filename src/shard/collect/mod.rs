@@ -260,6 +260,8 @@ impl<D: Disk> Shard<D> {
                 store.tables.objects.end_round();
                 Phase::Choose
             }
+            // One that is gone must not be said again.
+            Phase::Choose if self.moves.any_gone() => return Ok(false),
             Phase::Choose => return self.choose_segments(phase),
             Phase::Restate(restate) => {
                 let more = restate.step(store);

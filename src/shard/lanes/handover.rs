@@ -28,8 +28,11 @@ pub struct HandedLane {
     no: LaneNo,
     ring: ServerLane,
     socket: Option<Arc<FrameSocket>>,
-    forks: Vec<BranchNo>,
+    /// Forks that it owns.
+    pub forks: Vec<BranchNo>,
     home: ShardNo,
+    /// It builds something up that no collection may take.
+    pub holds: bool,
 }
 
 impl Lanes {
@@ -91,6 +94,7 @@ impl Lanes {
                 socket: lane.socket,
                 forks: lane.forks,
                 home: lane.home,
+                holds: lane.holds,
             });
         }
         handed
@@ -107,6 +111,7 @@ impl Lanes {
             socket,
             forks,
             home,
+            holds,
         } = handed;
         if !self.has_session(session) {
             self.open_session(session, ServerBells::new(bells, own));
@@ -115,6 +120,7 @@ impl Lanes {
         if let Some(lane) = self.get_mut(at) {
             lane.branch = branch;
             lane.forks = forks;
+            lane.holds = holds;
         }
         at
     }
