@@ -66,8 +66,8 @@ pub struct Marker {
     histories: Vec<History>,
     /// Checkpoints of others behind which the walk went on for an agent.
     adopted: HashSet<(AgentNo, ObjectNo)>,
-    /// Heads of branches from which a history was followed.
-    heads: HashSet<(AgentNo, ObjectNo)>,
+    /// Heads of branches, and the rules by which their histories were followed.
+    heads: HashSet<(AgentNo, ObjectNo, Retention)>,
     /// Agents whose roots are still to be looked at in this pass, from the last one.
     agents: Vec<AgentNo>,
     passes: u32,
@@ -184,7 +184,7 @@ impl Marker {
         let objects = &mut store.tables.objects;
         let no = objects.find(id).ok_or(Refused::Corrupt)?;
         // Another agent may have followed it as far as it may read.
-        let first = follow && self.heads.insert((agent, no));
+        let first = follow && self.heads.insert((agent, no, Retention::All));
         if objects.mark(no) || first {
             self.work.push(Work::Checkpoint {
                 no,
@@ -294,6 +294,10 @@ impl Marker {
         // The head itself stays whatever the rule says.
         self.reach_checkpoint(store, agent, head, false)?;
         let no = store.tables.objects.find(head).ok_or(Refused::Corrupt)?;
+        // An agent that is touched again has mostly the same head: else there would be no end.
+        if !self.heads.insert((agent, no, rule)) {
+            return Ok(());
+        }
         self.histories.push(History {
             agent,
             rule,

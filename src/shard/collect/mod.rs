@@ -38,10 +38,10 @@ use sweep::{Move, Sweep};
 pub use crate::agent::lifecycle::{CollectEnd, Collected};
 pub use restate::{BEFORE_BYTES, Restated};
 
-/// Steps of marking in one turn.
-const STEPS_PER_TURN: usize = 4;
-/// Turns in which lanes were served between two steps.
-const BUSY_TURNS: u64 = 4;
+/// While lanes were served within so many nanoseconds, the next operation may come at once.
+const LATELY_NS: u64 = 1_000_000;
+/// Then there is so much time between two steps, in nanoseconds: few operations find one under way.
+const STEP_GAP_NS: u64 = 100_000;
 /// Least that the log grows by between two collections that nobody asked for, in bytes.
 const GROWTH_BYTES_MIN: u64 = 64 << 20;
 /// What happens to be in the way is tried again after so long, in nanoseconds.
@@ -97,6 +97,10 @@ pub struct Collector {
     appended_before: u64,
     needed_before: u64,
     retry_at: u64,
+    /// When lanes were served last.
+    busy_at: u64,
+    /// When the next step is due while lanes are served.
+    next_at: u64,
     /// It was said that something is damaged.
     complained: bool,
 }
@@ -168,27 +172,20 @@ impl<D: Disk> Shard<D> {
             }
             return false;
         }
-        if (busy && !self.turns.is_multiple_of(BUSY_TURNS)) || self.now < self.collector.retry_at {
+        let now = self.now;
+        let collector = &mut self.collector;
+        if busy {
+            collector.busy_at = now;
+        }
+        let lately = now - collector.busy_at < LATELY_NS;
+        if (lately && now < collector.next_at) || now < collector.retry_at {
             return false;
         }
-        if self.collector.reading.is_some() || (is_idle && !self.is_collection_due()) {
+        if collector.reading.is_some() || (is_idle && !self.is_collection_due()) {
             return false;
         }
         self.collector.retry_at = 0;
-        let mut worked = false;
-        for _ in 0..STEPS_PER_TURN {
-            if self.collector.reading.is_some() || !self.collect_once() {
-                break;
-            }
-            worked = true;
-            if !matches!(self.collector.phase, Phase::Mark) {
-                break;
-            }
-        }
-        worked
-    }
-
-    fn collect_once(&mut self) -> bool {
+        self.collector.next_at = now + STEP_GAP_NS;
         let mut phase = std::mem::take(&mut self.collector.phase);
         let stepped = self.collect_step(&mut phase);
         self.collector.phase = phase;
