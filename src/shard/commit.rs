@@ -597,21 +597,7 @@ impl<D: Disk> Store<D> {
     ) -> Result<(), Refused> {
         for &place in places {
             let (key, held) = self.tables.branch(fork).keys.at(place);
-            let (agent, branch) = (kept.agent, kept.branch);
-            let head = match held.value {
-                None => Head::Delete { agent, branch, key },
-                Some(value) => {
-                    let object = self.tables.objects.get(ObjectNo(value.object));
-                    Head::Put {
-                        agent,
-                        branch,
-                        key,
-                        kind: object.kind,
-                        id: object.id,
-                        value_bytes: value.bytes,
-                    }
-                }
-            };
+            let head = self.tables.change_head(kept, key, held);
             self.log.append(&head.into()).map_err(refused)?;
         }
         Ok(())

@@ -12,7 +12,7 @@ use std::collections::HashMap;
 
 use crate::id::{AgentNo, BranchNo, ObjectId, SegmentNo};
 use crate::segment::index::{ObjectIndex, ObjectNo};
-use crate::segment::{Location, ObjectKind};
+use crate::segment::{Head, Location, ObjectKind};
 use crate::shard::agent::{Agent, Branch, BranchRef, named};
 use crate::state::tree::{EMPTY_TREE, LEVEL_MAX};
 use crate::state::{Held, Value};
@@ -318,6 +318,24 @@ impl Tables {
         let after = self.branch_mut(at).keys.put_back(key, before);
         self.count_keys(after, named(before).is_some());
         after
+    }
+
+    /// The record that says of a branch what is known of a key.
+    #[must_use]
+    pub fn change_head<'k>(&self, at: BranchRef, key: &'k [u8], held: Held) -> Head<'k> {
+        let (agent, branch) = (at.agent, at.branch);
+        let Some(value) = held.value else {
+            return Head::Delete { agent, branch, key };
+        };
+        let object = self.objects.get(ObjectNo(value.object));
+        Head::Put {
+            agent,
+            branch,
+            key,
+            kind: object.kind,
+            id: object.id,
+            value_bytes: value.bytes,
+        }
     }
 
     fn count_keys(&mut self, before: Option<Held>, there: bool) {

@@ -13,7 +13,6 @@
 //! - a flush that fails takes the marks of what was said with it: the collection ends, and begins anew.
 
 use crate::id::{AgentNo, BranchNo, ObjectId, Retention, SetNo};
-use crate::segment::index::ObjectNo;
 use crate::segment::{Collapse, Disk, HEAD_BYTES_MAX, Head, Record};
 use crate::shard::agent::{Agent, BranchRef, is_fork};
 use crate::shard::groups::SetRef;
@@ -334,21 +333,7 @@ impl<D: Disk> Store<D> {
         self.ready(0, false)?;
         let branch = self.tables.branch(at);
         let (key, held) = branch.keys.changed(listed);
-        let (agent, branch) = (at.agent, at.branch);
-        let head = match held.value {
-            None => Head::Delete { agent, branch, key },
-            Some(value) => {
-                let object = self.tables.objects.get(ObjectNo(value.object));
-                Head::Put {
-                    agent,
-                    branch,
-                    key,
-                    kind: object.kind,
-                    id: object.id,
-                    value_bytes: value.bytes,
-                }
-            }
-        };
+        let head = self.tables.change_head(at, key, held);
         self.log.append(&head.into()).map_err(refused)?;
         *left = listed;
         Ok(true)
