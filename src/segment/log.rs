@@ -16,6 +16,7 @@
 //!   segment is on the device.
 //! - after a failed sync nothing is written any more.
 
+mod ahead;
 mod collect;
 
 use std::collections::VecDeque;
@@ -46,6 +47,8 @@ struct Active {
     footer: Footer,
     flushed_footer: FooterMark,
     flushed_object_bytes: u64,
+    /// Up to here the file has written blocks, or blocks that could not be written ahead.
+    ahead_end: u32,
 }
 
 /// The file that the log moves to next.
@@ -99,6 +102,8 @@ pub struct Log {
     proven: Sequence,
     flushed_proven: Sequence,
     sync_wanted: Sequence,
+    /// Somebody waits for the sync that is wanted.
+    sync_awaited: bool,
     /// The group commit that the I/O core has.
     sync_in_flight: Option<SyncInFlight>,
     unsynced: VecDeque<Unsynced>,
@@ -148,6 +153,7 @@ impl Log {
             proven: last,
             flushed_proven: last,
             sync_wanted: last,
+            sync_awaited: false,
             sync_in_flight: None,
             unsynced: VecDeque::with_capacity(4),
             sealing: 0,
@@ -316,6 +322,7 @@ impl Log {
             flushed_end: 0,
             flushed_footer: footer.mark(),
             flushed_object_bytes: 0,
+            ahead_end: 0,
             footer,
         });
         let data_end = SEGMENT_HEADER_BYTES as u32;
@@ -473,6 +480,12 @@ impl Log {
         self.sync_wanted = self.sync_wanted.max(upto.min(self.last));
     }
 
+    /// The same where somebody waits for it, and others may come: syncs after this one are made cheap.
+    pub fn sync_awaited(&mut self, upto: Sequence) {
+        self.sync_wanted(upto);
+        self.sync_awaited = true;
+    }
+
     /// Submits what is due: seals, the making of the next segment, one sync. Call it once a step;
     /// it costs a few loads when nothing is due.
     pub fn drive(&mut self, disk: &mut impl Disk) {
@@ -517,6 +530,7 @@ impl Log {
             upto: self.flushed,
         };
         let written_end = entry.written_end;
+        self.write_ahead(disk);
         if disk.submit(request).is_ok() {
             self.sync_in_flight = Some(SyncInFlight {
                 upto: self.flushed,

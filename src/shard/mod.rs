@@ -661,7 +661,7 @@ impl<D: Disk> Shard<D> {
         if let Some(since) = self.power_since
             && self.now >= since + self.options.group_commit_ns
         {
-            log.sync_wanted(log.flushed());
+            log.sync_awaited(log.flushed());
             self.power_since = None;
         }
         if log.dirty_bytes() == 0 {

@@ -618,3 +618,45 @@ fn a_frozen_log_writes_and_removes_nothing() {
     assert_eq!(log.ready(100), Err(NotReady::ReadOnly(DiskError::ReadOnly)));
     assert_eq!(log.flush(&mut disk), Ok(()));
 }
+
+/// What is written ahead costs one write a stretch, takes no record with it, and is nothing to a restart.
+#[test]
+fn zeros_are_written_ahead_of_awaited_syncs_only() {
+    let mut rig = Rig::new();
+    let records: Vec<_> = (0..9)
+        .map(|i| Owned::put(1, b"key", &[i as u8; 100]))
+        .collect();
+    rig.write(&records[..1]);
+    rig.log.sync_wanted(rig.log.last());
+    rig.turn();
+    assert_eq!(rig.disk.writes, 1);
+    for record in &records[1..] {
+        rig.write(std::slice::from_ref(record));
+        rig.log.sync_awaited(rig.log.last());
+        rig.turn();
+        assert_eq!(rig.log.synced(), rig.log.last());
+    }
+    // The rest of a small segment is one stretch.
+    assert_eq!(rig.disk.writes, 1 + 8 + 1);
+    rig.disk.kill();
+    assert_eq!(read_back(&mut rig.disk).unwrap().1, records);
+}
+
+/// A disk that refuses the zeros makes the next syncs slower, and nothing else.
+#[test]
+fn zeros_that_are_refused_are_not_missed() {
+    let mut rig = Rig::new();
+    let records: Vec<_> = (0..4).map(|i| Owned::put(1, b"key", &[i; 100])).collect();
+    rig.write(&records[..2]);
+    rig.disk.faults.write = Some(FailedWrite {
+        skip: 0,
+        written: 64,
+        error: DiskError::NoSpace,
+    });
+    rig.log.sync_awaited(rig.log.last());
+    rig.turn();
+    assert_eq!(rig.log.synced(), rig.log.last());
+    rig.write(&records[2..]);
+    rig.disk.kill();
+    assert_eq!(read_back(&mut rig.disk).unwrap().1, records);
+}
