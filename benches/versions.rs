@@ -3,7 +3,8 @@
 //! One agent over its lane, values of 1 KiB. A row says how many keys the state has and how many of them
 //! changed since the last checkpoint; the writes before it are not timed. Beside the checkpoints: bare
 //! `pwrite` of 6 KiB (what one of 1,000 keys appends) and, for the power-safe ones, `pwrite` and `fdatasync`.
-//! Merge and diff are of two branches that differ in ten keys each.
+//! Merge and diff are of two branches that differ in ten keys each. What a restore or a branch costs *at the shard*
+//! is what it takes longer than `exists`, which asks the shard as well and does next to nothing there.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -60,6 +61,11 @@ fn main() {
             bench.ratio(&power, &synced, "fdatasync");
         }
     }
+    let keys = bench.pick(100_000, 2_000);
+    let mut lane = served.lane(&format!("keeper-{keys}"));
+    let states = two_states(&mut lane, &mut next);
+    let label = format!("diff of {keys} keys, 10 differ");
+    diffs(&mut bench, &mut lane, &label, states, rounds, many);
     let mut lane = served.lane("keeper-1000");
     moves(&mut bench, &mut lane, rounds, many, &mut next);
     bench.check(&next.to_le_bytes());
@@ -105,13 +111,16 @@ fn checkpoint(
 
 /// Everything but checkpoints, on a state of 1,000 keys.
 fn moves(bench: &mut common::Bench, lane: &mut Lane, rounds: usize, many: u64, next: &mut u64) {
-    let revision = |id: ObjectId| Revision::Checkpoint(*id.as_bytes());
     let new = NewCheckpoint::default();
-    let one = lane.checkpoint(&new).expect("checkpoint").id;
-    for key in 0..10 {
-        put(lane, key * 97, next);
-    }
-    let other = lane.checkpoint(&new).expect("checkpoint").id;
+    let (one, other) = two_states(lane, next);
+    let hops = common::rounds(rounds, |histogram| {
+        for _ in 0..many {
+            let (there, ns) = common::timed(|| lane.exists(b"not there"));
+            assert!(there.expect("exists").is_none());
+            histogram.saturating_record(ns);
+        }
+    });
+    bench.latencies("exists: the lane's round trip", &hops);
     let restores = common::rounds(rounds, |histogram| {
         for no in 0..many {
             let to = if no % 2 == 0 { one } else { other };
@@ -121,6 +130,7 @@ fn moves(bench: &mut common::Bench, lane: &mut Lane, rounds: usize, many: u64, n
         }
     });
     bench.latencies("restore, 1,000 keys", &restores);
+    at_shard(bench, &restores, &hops);
     let branches = common::rounds(rounds, |histogram| {
         for no in 0..many {
             let name = format!("branch-{no}");
@@ -131,6 +141,7 @@ fn moves(bench: &mut common::Bench, lane: &mut Lane, rounds: usize, many: u64, n
         }
     });
     bench.latencies("branch, 1,000 keys", &branches);
+    at_shard(bench, &branches, &hops);
     let forks = common::rounds(rounds, |histogram| {
         for _ in 0..many {
             let ((), ns) = common::timed(|| {
@@ -142,14 +153,14 @@ fn moves(bench: &mut common::Bench, lane: &mut Lane, rounds: usize, many: u64, n
         }
     });
     bench.latencies("fork, write 1 KiB, discard", &forks);
-    let diffs = common::rounds(rounds, |histogram| {
-        for _ in 0..many {
-            let (counts, ns) = common::timed(|| lane.diff_counts(revision(one), revision(other)));
-            assert_eq!(counts.expect("diff").changed, 10);
-            histogram.saturating_record(ns);
-        }
-    });
-    bench.latencies("diff of 1,000 keys, 10 differ", &diffs);
+    diffs(
+        bench,
+        lane,
+        "diff of 1000 keys, 10 differ",
+        (one, other),
+        rounds,
+        many,
+    );
     lane.restore(Revision::Head, false).expect("restore");
     lane.branch("side", Revision::Head).expect("branch");
     let merges = common::rounds(rounds, |histogram| {
@@ -168,6 +179,53 @@ fn moves(bench: &mut common::Bench, lane: &mut Lane, rounds: usize, many: u64, n
         }
     });
     bench.latencies("merge, 1,000 keys, 10 differ on each side", &merges);
+}
+
+fn revision(id: ObjectId) -> Revision<'static> {
+    Revision::Checkpoint(*id.as_bytes())
+}
+
+/// Two checkpoints that differ in ten keys.
+fn two_states(lane: &mut Lane, next: &mut u64) -> (ObjectId, ObjectId) {
+    let new = NewCheckpoint::default();
+    let one = lane.checkpoint(&new).expect("checkpoint").id;
+    for key in 0..10 {
+        put(lane, key * 97, next);
+    }
+    (one, lane.checkpoint(&new).expect("checkpoint").id)
+}
+
+fn diffs(
+    bench: &mut common::Bench,
+    lane: &mut Lane,
+    label: &str,
+    (one, other): (ObjectId, ObjectId),
+    rounds: usize,
+    many: u64,
+) {
+    let diffs = common::rounds(rounds, |histogram| {
+        for _ in 0..many {
+            let (counts, ns) = common::timed(|| lane.diff_counts(revision(one), revision(other)));
+            assert_eq!(counts.expect("diff").changed, 10);
+            histogram.saturating_record(ns);
+        }
+    });
+    bench.latencies(label, &diffs);
+}
+
+/// Notes what an operation takes longer than a round trip to the shard.
+fn at_shard(bench: &mut common::Bench, rows: &[Histogram<u64>], hops: &[Histogram<u64>]) {
+    let p50 = |rounds: &[Histogram<u64>]| {
+        common::median(
+            rounds
+                .iter()
+                .map(|round| round.value_at_quantile(0.5) as f64),
+        )
+    };
+    bench.note(format!(
+        "{:.2} us at the shard",
+        (p50(rows) - p50(hops)) / 1e3
+    ));
 }
 
 fn bare_writes(file: &File, sync: bool, count: u64, histogram: &mut Histogram<u64>) {
