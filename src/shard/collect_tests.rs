@@ -647,3 +647,43 @@ fn a_fork_keeps_its_history_until_it_goes() {
     world.good(Some(fork), &Call::Keep { name: "kept" });
     assert_eq!(world.history(Revision::Branch("kept")).len(), 5);
 }
+
+/// A disk that is full when a collection is due would stay full, if only growth made it due again.
+#[test]
+fn what_a_full_disk_stopped_is_tried_again_when_there_is_room() {
+    let mut world = World::sized(MemoryDisk::new(), 0, 1 << 30, SEGMENT_BYTES);
+    for round in 0..40u32 {
+        for no in 0..4 {
+            world.put(&key(no), &value(round * 10 + no as u32, 12_000));
+        }
+    }
+    world.disk().faults.create = Some(crate::segment::DiskError::NoSpace);
+    let mut no = 0u32;
+    while world
+        .put(format!("f{no}").as_bytes(), &value(5000 + no, 3000))
+        .status
+        == Status::Ok
+    {
+        no += 1;
+    }
+    assert_eq!(world.collect().end, CollectEnd::NoRoom);
+    // It would have been due by itself.
+    world.shard.collector.make_due();
+    let turns = |world: &mut World, ns: u64| {
+        world.now += ns;
+        for _ in 0..2000 {
+            world.step();
+            world.disk().run_io();
+        }
+    };
+    turns(&mut world, 11_000_000_000);
+    assert_eq!(world.shard.counters().collections.get(), 0);
+    world.disk().faults.create = None;
+    turns(&mut world, 1_000_000_000);
+    assert!(
+        world.shard.deadline().is_some(),
+        "it is tried without growth"
+    );
+    turns(&mut world, 11_000_000_000);
+    assert_eq!(world.shard.counters().collections.get(), 1);
+}

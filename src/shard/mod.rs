@@ -353,7 +353,7 @@ impl<D: Disk> Shard<D> {
             || self.deferred.is_some()
             || !self.port.is_empty()
             || self.lanes.is_rung()
-            || self.collector.has_work(self.now)
+            || self.collector.has_work(self.now, self.is_collection_due())
     }
 
     /// Prepares for sleep: lanes have to ring from now on, volatile writes are written out, gauges
@@ -379,7 +379,7 @@ impl<D: Disk> Shard<D> {
             .map(|since| since + self.options.group_commit_ns);
         let dirty = self.dirty_since.map(|since| since + DIRTY_NS_MAX);
         let space = self.store.log.spare_failed().then_some(self.next_retry);
-        let collection = self.collector.deadline();
+        let collection = self.collector.deadline(self.is_collection_due());
         let sets = self.sets.deadline();
         [group, dirty, space, collection, sets]
             .into_iter()

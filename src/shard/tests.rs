@@ -44,7 +44,7 @@ pub(super) struct World {
     client_bells: ClientBells,
     pub(super) lane: ClientLane,
     pub(super) held: Vec<(Block, Block)>,
-    now: u64,
+    pub(super) now: u64,
     next: u64,
     segment_bytes: u32,
 }

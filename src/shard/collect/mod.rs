@@ -116,10 +116,10 @@ impl Collector {
         }
     }
 
-    /// Whether a step would do something now.
-    pub fn has_work(&self, now: u64) -> bool {
+    /// Whether a step would do something now; `due` says whether one is to begin.
+    pub fn has_work(&self, now: u64, due: bool) -> bool {
         let at_work = match self.phase {
-            Phase::Idle => !self.asked.is_empty(),
+            Phase::Idle => due,
             Phase::Settle(_)
             | Phase::Say
             | Phase::Drop(_)
@@ -130,10 +130,16 @@ impl Collector {
         at_work && now >= self.retry_at
     }
 
-    /// When a step has to be tried again, if one has.
-    pub fn deadline(&self) -> Option<u64> {
-        let is_idle = matches!(self.phase, Phase::Idle) && self.asked.is_empty();
+    /// When a step has to be tried again, if one has; `due` says whether one is to begin.
+    pub fn deadline(&self, due: bool) -> Option<u64> {
+        let is_idle = matches!(self.phase, Phase::Idle) && !due;
         (!is_idle && self.retry_at > 0).then_some(self.retry_at)
+    }
+
+    /// Lets a collection be due as if the log had grown.
+    #[cfg(test)]
+    pub fn make_due(&mut self) {
+        self.carried = u64::MAX / 2;
     }
 
     /// Whether a collection is under way.
@@ -206,7 +212,8 @@ impl<D: Disk> Shard<D> {
         }
     }
 
-    fn is_collection_due(&self) -> bool {
+    /// Whether a collection is to begin: somebody asks, or the log has grown.
+    pub(super) fn is_collection_due(&self) -> bool {
         let Collector {
             asked,
             carried,
@@ -485,13 +492,16 @@ impl<D: Disk> Shard<D> {
         collector.left.extend(moving.left());
         collector.marker = Marker::default();
         collector.reader = Reader::default();
-        collector.carried = 0;
         let so_far = std::mem::take(&mut collector.so_far);
         for answer in collector.waiting.drain(..) {
             answer.give(so_far);
         }
-        self.collector.appended_before = self.counters().log_bytes.get();
-        self.collector.needed_before = self.store.tables.live_bytes;
+        // What a full disk stopped stays due: nothing may grow before there is room.
+        if end != CollectEnd::NoRoom {
+            self.collector.carried = 0;
+            self.collector.appended_before = self.counters().log_bytes.get();
+            self.collector.needed_before = self.store.tables.live_bytes;
+        }
         if !matches!(end, CollectEnd::Done) {
             self.collector.retry_at = self.now + RETRY_NS;
         }
