@@ -37,15 +37,14 @@ impl<D: Disk> Shard<D> {
             },
             completion: Completion::new(entry.user_data, Status::Ok),
         };
-        let branch = self.store.tables.branch_mut(place);
-        let base = branch.base;
+        let base = self.store.tables.branch(place).base;
         // An operation on trees needs the store: the working set waits beside it.
-        let mut keys = std::mem::take(&mut branch.keys);
+        let mut keys = std::mem::take(self.store.tables.keys_mut(place));
         let scanned = self.store.with_nodes(|nodes| {
             page.completion = Completion::new(entry.user_data, Status::Ok);
             page.fill(nodes, &base, &mut keys, scratch)
         });
-        self.store.tables.branch_mut(place).keys = keys;
+        *self.store.tables.keys_mut(place) = keys;
         match scanned {
             Ok(()) => {
                 let completion = page.completion;
