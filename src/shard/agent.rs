@@ -120,7 +120,7 @@ pub struct Agent {
     pub adopted: BTreeSet<ObjectId>,
     /// While it is suspended: the kept blob that lists its hot keys.
     pub hot: Option<ObjectId>,
-    /// What it names (heads, trees, tags, sets) may have changed since a collection looked at it.
+    /// Something of it may have changed since a collection looked at it.
     pub touched: bool,
     /// The last saying again that it took part in.
     pub restated: Restated,

@@ -72,7 +72,7 @@ impl<D: Disk> Store<D> {
             object: object.0,
             bytes,
         };
-        if self.may_remember(key.len()) && self.tables.keys_mut(at).learn(key, value) {
+        if self.may_remember(key.len()) && self.tables.branch_mut(at).keys.learn(key, value) {
             self.tables.objects.acquire(object);
             self.tables.keys += 1;
         }

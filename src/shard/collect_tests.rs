@@ -11,30 +11,6 @@ use crate::agent::call::{self, Call, Logged, Revision};
 use crate::id::{BranchNo, ObjectId, Retention};
 use crate::segment::memory::{MemoryDisk, Random};
 
-/// Every read and write marked its agent: with 850 busy ones, the turn that ends a marking looked at all of
-/// them, for a millisecond.
-#[test]
-fn reads_and_writes_give_a_marking_nothing_to_look_at_again() {
-    let mut world = World::new(1 << 20);
-    world.put(b"k", b"v");
-    world.good(None, &CHECKPOINT);
-    world.put(b"k", b"w");
-    let touched = |world: &mut World| world.shard.store.tables.touched_agents(false).count();
-    assert_eq!(touched(&mut world), 1);
-    world.put(b"k", b"x");
-    world.delete(b"other");
-    world.delete(b"k");
-    world.put(b"new", b"y");
-    for _ in 0..3 {
-        assert_eq!(world.get(b"new").unwrap(), b"y");
-    }
-    assert_eq!(touched(&mut world), 0);
-    world.good(None, &CHECKPOINT);
-    assert_eq!(touched(&mut world), 1);
-    world.good(None, &branch("try"));
-    assert_eq!(touched(&mut world), 1);
-}
-
 type Keys = BTreeMap<Vec<u8>, Vec<u8>>;
 
 impl World {

@@ -71,7 +71,7 @@ impl<D: Disk> Shard<D> {
             value.clear();
             self.store
                 .piece(object, 0, bytes, |chunk| value.extend_from_slice(chunk));
-            if let Some(window) = self.store.tables.window_mut(place.agent) {
+            if let Some(window) = &mut self.store.tables.agent_mut(place.agent).window {
                 window.insert(view, key, &value);
             }
         }
@@ -85,7 +85,7 @@ impl<D: Disk> Shard<D> {
         let Some(lane) = self.lanes.get_mut(at) else {
             return;
         };
-        let mut window = self.store.tables.window_mut(lane.agent);
+        let mut window = self.store.tables.agent_mut(lane.agent).window.as_mut();
         let mut hits = 0;
         let drained = lane.ring.hits(|slot, tag| {
             hits += 1;

@@ -37,14 +37,15 @@ impl<D: Disk> Shard<D> {
             },
             completion: Completion::new(entry.user_data, Status::Ok),
         };
-        let base = self.store.tables.branch(place).base;
+        let branch = self.store.tables.branch_mut(place);
+        let base = branch.base;
         // An operation on trees needs the store: the working set waits beside it.
-        let mut keys = std::mem::take(self.store.tables.keys_mut(place));
+        let mut keys = std::mem::take(&mut branch.keys);
         let scanned = self.store.with_nodes(|nodes| {
             page.completion = Completion::new(entry.user_data, Status::Ok);
             page.fill(nodes, &base, &mut keys, scratch)
         });
-        *self.store.tables.keys_mut(place) = keys;
+        self.store.tables.branch_mut(place).keys = keys;
         match scanned {
             Ok(()) => {
                 let completion = page.completion;

@@ -667,7 +667,7 @@ impl<D: Disk> Store<D> {
                     return;
                 }
                 // A volatile write was acknowledged, and may have entered the window.
-                self.tables.invalidate(at, key);
+                self.tables.agent_mut(at.agent).invalidate(at.branch, key);
                 if let Some(before) = named(before) {
                     self.tables.objects.unpin(ObjectNo(before.object));
                 }
@@ -695,7 +695,7 @@ impl<D: Disk> Store<D> {
 
     /// Drops the old value from the window and keeps what it takes to undo the change.
     fn remember(&mut self, at: BranchRef, key: &[u8], before: Option<Held>) {
-        self.tables.invalidate(at, key);
+        self.tables.agent_mut(at.agent).invalidate(at.branch, key);
         if let Some(before) = named(before) {
             self.tables.objects.pin(ObjectNo(before.object));
         }

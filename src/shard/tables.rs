@@ -10,13 +10,12 @@
 
 use std::collections::HashMap;
 
-use crate::cache::WindowWriter;
 use crate::id::{AgentNo, BranchNo, ObjectId, SegmentNo};
 use crate::segment::index::{ObjectIndex, ObjectNo};
 use crate::segment::{Head, Location, ObjectKind};
 use crate::shard::agent::{Agent, Branch, BranchRef, named};
 use crate::state::tree::{EMPTY_TREE, LEVEL_MAX};
-use crate::state::{Held, Value, WorkingSet};
+use crate::state::{Held, Value};
 
 /// A log that contradicts itself: intact records in an impossible order.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -155,46 +154,11 @@ impl Tables {
     /// Where it is gone.
     #[inline]
     pub fn agent_mut(&mut self, no: AgentNo) -> &mut Agent {
-        let agent = self.serving_mut(no);
+        let agent = self.agents[no.0 as usize]
+            .as_deref_mut()
+            .expect("an agent that is there");
         agent.touched = true;
         agent
-    }
-
-    /// The same, for reads and writes: these leave alone what a collection begins at, which so need not
-    /// look at every busy agent again in the one turn that ends its marking.
-    #[inline]
-    fn serving_mut(&mut self, no: AgentNo) -> &mut Agent {
-        self.agents[no.0 as usize]
-            .as_deref_mut()
-            .expect("an agent that is there")
-    }
-
-    /// The window of an agent.
-    ///
-    /// # Panics
-    /// Where the agent is gone.
-    #[inline]
-    pub fn window_mut(&mut self, no: AgentNo) -> Option<&mut WindowWriter> {
-        self.serving_mut(no).window.as_mut()
-    }
-
-    /// Takes the value of a key of a branch out of its agent's window: what it names changes.
-    ///
-    /// # Panics
-    /// Where the agent is gone.
-    #[inline]
-    pub fn invalidate(&mut self, at: BranchRef, key: &[u8]) {
-        self.serving_mut(at.agent).invalidate(at.branch, key);
-    }
-
-    /// The working set of a branch that was checked.
-    ///
-    /// # Panics
-    /// Where there is none.
-    #[inline]
-    pub fn keys_mut(&mut self, at: BranchRef) -> &mut WorkingSet {
-        let branch = self.serving_mut(at.agent).branch_mut(at.branch);
-        &mut branch.expect("a branch that was checked").keys
     }
 
     /// Agents that were touched since this was asked last, or all of them.
@@ -339,13 +303,12 @@ impl Tables {
     /// Lets a key name an object, of which it takes over one reference, or nothing; what was known of
     /// it before, with the reference to what it named.
     pub fn set_key(&mut self, at: BranchRef, key: &[u8], value: Option<Value>) -> Option<Held> {
-        let is_bare = self.branch(at).base == EMPTY_TREE;
-        let keys = self.keys_mut(at);
+        let branch = self.branch_mut(at);
         let before = match value {
-            Some(value) => keys.put(key, value),
+            Some(value) => branch.keys.put(key, value),
             // Where no tree lies below, nothing has to be told that the key is gone.
-            None if is_bare => keys.put_back(key, None),
-            None => keys.remove(key),
+            None if branch.base == EMPTY_TREE => branch.keys.put_back(key, None),
+            None => branch.keys.remove(key),
         };
         self.count_keys(before, value.is_some());
         before
@@ -354,7 +317,7 @@ impl Tables {
     /// Takes a change of a key back: what was known of it comes back with its reference, and what it
     /// named meanwhile is returned with that one.
     pub fn put_back(&mut self, at: BranchRef, key: &[u8], before: Option<Held>) -> Option<Held> {
-        let after = self.keys_mut(at).put_back(key, before);
+        let after = self.branch_mut(at).keys.put_back(key, before);
         self.count_keys(after, named(before).is_some());
         after
     }
