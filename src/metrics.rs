@@ -181,6 +181,8 @@ counters! {
     collect_blocked,
     /// Access events that found their stream full.
     access_events_lost,
+    /// Allocations on the shard's thread while it made checkpoints.
+    allocations_checkpoint,
 }
 
 /// A latency distribution in nanoseconds, up to a minute, to three digits.

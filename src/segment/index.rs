@@ -68,6 +68,9 @@ impl Object {
     }
 }
 
+/// The table of objects grows by so many at least.
+const GROWTH_MIN: usize = 64;
+
 /// All objects of a shard.
 #[derive(Debug, Default)]
 pub struct ObjectIndex {
@@ -195,6 +198,12 @@ impl ObjectIndex {
             }
             None => {
                 let no = u32::try_from(self.objects.len()).expect("fewer than 2^32 objects");
+                if self.objects.len() == self.objects.capacity() {
+                    // By a quarter: what lies unused counts as memory of the index. The kernel moves the
+                    // pages of so large a block, nobody copies them.
+                    let step = (no as usize / 4).max(GROWTH_MIN);
+                    self.objects.reserve_exact(step);
+                }
                 self.objects.push(object);
                 no
             }

@@ -16,6 +16,7 @@ use crate::agent::call::{self, BranchInfo, Call, Checkpointed, Id, Policy, Revis
 use crate::agent::entry::{Completion, Status, Submission};
 use crate::config::Durability;
 use crate::id::{BranchNo, ObjectId, Retention};
+use crate::metrics::thread_allocations;
 use crate::segment::{Disk, Head, Sequence};
 use crate::shard::agent::{BranchRef, FORK_NUMBERS, MAIN, Tag};
 use crate::shard::commit::{Asked, Prepared};
@@ -244,9 +245,12 @@ impl<D: Disk> Shard<D> {
             merged: None,
             wall_ms: self.wall_ms(),
         };
+        let before = thread_allocations();
         let prepared = self.store.prepare_checkpoint(place, &asked)?;
         self.flush_commit()?;
         self.store.committed(place, &prepared);
+        let allocations = thread_allocations() - before;
+        self.counters().allocations_checkpoint.add(allocations);
         call::push(&checkpointed(&prepared), &mut self.answer);
         Ok(Outcome {
             id: Some(prepared.id),

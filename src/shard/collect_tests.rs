@@ -14,7 +14,7 @@ use crate::segment::memory::{MemoryDisk, Random};
 type Keys = BTreeMap<Vec<u8>, Vec<u8>>;
 
 impl World {
-    fn ask_collection(&mut self) -> Receiver<Collected> {
+    pub(super) fn ask_collection(&mut self) -> Receiver<Collected> {
         let (told, answer) = channel();
         let reply = Answer::new(move |collected| _ = told.send(collected));
         assert!(self.commands.push(Command::Collect { reply }).is_ok());

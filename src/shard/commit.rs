@@ -288,8 +288,8 @@ impl<D: Disk> Store<D> {
     }
 
     fn sequence_of(&mut self, at: BranchRef, id: &ObjectId) -> Result<u64, Refused> {
-        match self.known(at, id) {
-            Ok(known) => Ok(known.sequence),
+        match self.look_at(Some(at), id, |found| found.sequence) {
+            Ok(sequence) => Ok(sequence),
             Err(Refused::NoSuchRevision | Refused::Corrupt) => Ok(0),
             Err(refused) => Err(refused),
         }
@@ -500,7 +500,8 @@ impl<D: Disk> Store<D> {
         id: &ObjectId,
         look: impl FnOnce(&Checkpoint<'_>) -> T,
     ) -> Result<T, Refused> {
-        let mut bytes = std::mem::take(&mut self.commits.bytes);
+        // Those of a commit are in use while it asks for its parents.
+        let mut bytes = std::mem::take(&mut self.looked_at);
         bytes.clear();
         let read = match at {
             Some(at) => self.read_checkpoint(at, id, &mut bytes),
@@ -510,7 +511,7 @@ impl<D: Disk> Store<D> {
             let found = Checkpoint::decode(&bytes).map_err(|_| Refused::Corrupt)?;
             Ok(look(&found))
         });
-        self.commits.bytes = bytes;
+        self.looked_at = bytes;
         found
     }
 
@@ -616,10 +617,15 @@ impl<D: Disk> Store<D> {
     }
 
     /// Gives a branch another head and base, with nothing changed: its record was flushed. What its
-    /// working set knew is given up bit by bit.
+    /// working set knew is given up bit by bit; the new one gets its memory here, not key by key as they
+    /// are read again.
     pub fn moved(&mut self, at: BranchRef, name: &str, head: Option<ObjectId>, tree: ObjectId) {
         let agent = self.tables.agent_mut(at.agent);
-        if let Some(before) = agent.set_branch(at.branch, name, head, tree) {
+        let before = agent.set_branch(at.branch, name, head, tree);
+        if let Some(branch) = agent.branch_mut(at.branch) {
+            branch.keys.make_room(before.as_ref());
+        }
+        if let Some(before) = before {
             self.retired.push_back(before.retire());
         }
     }

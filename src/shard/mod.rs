@@ -63,6 +63,8 @@ pub mod verify;
 mod write;
 
 #[cfg(test)]
+mod allocation_tests;
+#[cfg(test)]
 mod collect_tests;
 #[cfg(test)]
 mod superposition_tests;

@@ -24,6 +24,8 @@ use crate::state::tree::Nodes;
 const NODE_OVERHEAD_BYTES: usize = 128;
 /// Buffers kept for reuse.
 const SPARE_MAX: usize = 64;
+/// A node is given a buffer of twice its bytes at most, or of this.
+const SMALL_BYTES: usize = 1024;
 
 /// The groups' share of the memory, as a divisor.
 const GROUPS_SHARE: usize = 4;
@@ -129,9 +131,18 @@ impl NodeCache {
         self.nodes.insert(*id, entry);
     }
 
-    /// Bytes in a buffer of their own, one that a node has left where there is one.
+    /// Bytes in a buffer of their own: the smallest that a node has left and that holds them. None is
+    /// made to grow, nor does a small node get a large one.
     pub(super) fn copy(&self, bytes: &[u8]) -> Vec<u8> {
-        let mut buffer = self.spare.borrow_mut().pop().unwrap_or_default();
+        let mut spare = self.spare.borrow_mut();
+        let fits = spare.iter().enumerate().filter(|(_, buffer)| {
+            (bytes.len()..=2 * bytes.len().max(SMALL_BYTES)).contains(&buffer.capacity())
+        });
+        let smallest = fits.min_by_key(|(_, buffer)| buffer.capacity());
+        let mut buffer = match smallest.map(|(no, _)| no) {
+            Some(no) => spare.remove(no),
+            None => Vec::with_capacity(bytes.len()),
+        };
         buffer.extend_from_slice(bytes);
         buffer
     }
@@ -155,10 +166,12 @@ impl NodeCache {
 
     fn reuse(&mut self, mut bytes: Vec<u8>) {
         let spare = self.spare.get_mut();
-        if spare.len() < SPARE_MAX {
-            bytes.clear();
-            spare.push(bytes);
+        if spare.len() == SPARE_MAX {
+            // One that nobody took for so long fits nothing.
+            spare.remove(0);
         }
+        bytes.clear();
+        spare.push(bytes);
     }
 
     /// Whether groups have more nodes than their share of the memory takes.

@@ -157,6 +157,8 @@ pub struct Store<D> {
     pub(super) groups: Groups,
     /// Buffers of commits.
     pub(super) commits: Commits,
+    /// Bytes of the checkpoint that was looked at last; the memory is kept for the next.
+    pub(super) looked_at: Vec<u8>,
     /// Working sets that were given up, and still hold references.
     pub(super) retired: VecDeque<Retired>,
     /// The same of agents that are suspended or gone: L2 lets go of their values, too.
@@ -198,6 +200,7 @@ impl<D: Disk> Store<D> {
             l2,
             groups: Groups::default(),
             commits: Commits::default(),
+            looked_at: Vec::new(),
             retired: VecDeque::new(),
             cooling: VecDeque::new(),
             ended: Vec::new(),

@@ -42,16 +42,20 @@ const WARMED_PER_TURN: usize = 4;
 /// Values being read from the device for them.
 const IN_FLIGHT_MAX: usize = 8;
 
-/// A key that comes back early.
-type HotKey = (BranchNo, Box<[u8]>);
-
 /// An agent whose hot values are being loaded.
 #[derive(Debug)]
 struct Warm {
     agent: AgentNo,
     /// Its list, which is held until it was read.
     list: Option<ObjectNo>,
-    keys: VecDeque<HotKey>,
+    keys: HotKeys,
+}
+
+/// A list that was read, and how far it was gone through.
+#[derive(Debug, Default)]
+struct HotKeys {
+    bytes: Vec<u8>,
+    at: usize,
 }
 
 /// All of them.
@@ -116,7 +120,7 @@ impl<D: Disk> Shard<D> {
         self.warming.agents.push_back(Warm {
             agent,
             list,
-            keys: VecDeque::new(),
+            keys: HotKeys::default(),
         });
         self.tell(AccessKind::Resume, agent, MAIN);
         Ok(())
@@ -150,7 +154,7 @@ impl<D: Disk> Shard<D> {
                 break;
             };
             let cold = self.warm_one(&mut warm);
-            let ended = warm.list.is_none() && warm.keys.is_empty();
+            let ended = warm.list.is_none() && warm.keys.next().is_none();
             if !ended {
                 self.warming.agents.push_back(warm);
             }
@@ -175,26 +179,29 @@ impl<D: Disk> Shard<D> {
                 Err(Refused::Cold(object)) => return Some(object),
                 // A list that can't be read costs time, nothing else.
                 Err(_) => {}
-                Ok(()) => warm.keys = parse(&bytes),
+                Ok(()) => warm.keys = HotKeys::new(bytes),
             }
             warm.list = None;
             self.store.unpin(list);
             return None;
         }
-        let (branch, key) = warm.keys.pop_front()?;
+        let (branch, key, after) = warm.keys.next()?;
         let agent = warm.agent;
-        self.store.tables.agent(agent).branch(branch)?;
         let place = BranchRef { agent, branch };
-        match self.store.lookup(place, &key) {
+        let found = match self.store.tables.agent(agent).branch(branch) {
+            Some(_) => self.store.lookup(place, key),
+            None => Ok(None),
+        };
+        if !matches!(found, Err(Refused::Cold(_))) {
+            warm.keys.at = after;
+        }
+        match found {
             Ok(Some(value)) if !self.store.is_chunked(value) => {
                 let no = ObjectNo(value.object);
                 let bytes = value.bytes as usize;
                 matches!(self.store.piece(no, 0, bytes, |_| {}), Piece::Cold(_)).then_some(no)
             }
-            Err(Refused::Cold(node)) => {
-                warm.keys.push_front((branch, key));
-                Some(node)
-            }
+            Err(Refused::Cold(node)) => Some(node),
             _ => None,
         }
     }
@@ -286,22 +293,26 @@ impl<D: Disk> Store<D> {
     }
 }
 
-/// The keys of a list; of one that can't be read, none.
-fn parse(list: &[u8]) -> VecDeque<HotKey> {
-    let mut keys = VecDeque::new();
-    let Some((&LIST_VERSION, mut rest)) = list.split_first() else {
-        return keys;
-    };
-    while let Some((head, after)) = rest.split_first_chunk::<ENTRY_BYTES>() {
+impl HotKeys {
+    /// The keys of a list; of one that can't be read, none.
+    fn new(bytes: Vec<u8>) -> Self {
+        let at = match bytes.first() {
+            Some(&LIST_VERSION) => 1,
+            _ => bytes.len(),
+        };
+        Self { bytes, at }
+    }
+
+    /// The next key, its branch, and where the list goes on behind it. What was cut off is not there.
+    fn next(&self) -> Option<(BranchNo, &[u8], usize)> {
+        let rest = &self.bytes[self.at..];
+        let (head, rest) = rest.split_first_chunk::<ENTRY_BYTES>()?;
         let [a, b, c, d, low, high] = *head;
         let bytes = usize::from(u16::from_le_bytes([low, high]));
-        let Some((key, after)) = after.split_at_checked(bytes) else {
-            break;
-        };
-        keys.push_back((BranchNo(u32::from_le_bytes([a, b, c, d])), key.into()));
-        rest = after;
+        let (key, _) = rest.split_at_checked(bytes)?;
+        let branch = BranchNo(u32::from_le_bytes([a, b, c, d]));
+        Some((branch, key, self.at + ENTRY_BYTES + bytes))
     }
-    keys
 }
 
 #[cfg(test)]
@@ -316,9 +327,18 @@ mod tests {
             list.extend_from_slice(&2u16.to_le_bytes());
             list.extend_from_slice(&[no; 2]);
         }
-        assert_eq!(parse(&list).len(), 3);
-        assert_eq!(parse(&list)[2], (BranchNo(2), [2, 2].into()));
-        assert_eq!(parse(&list[..list.len() - 1]).len(), 2);
-        assert!(parse(&[]).is_empty() && parse(&[9, 0]).is_empty());
+        let keys = |list: &[u8]| {
+            let mut keys = HotKeys::new(list.to_vec());
+            let mut found = Vec::new();
+            while let Some((branch, key, after)) = keys.next() {
+                found.push((branch, key.to_vec()));
+                keys.at = after;
+            }
+            found
+        };
+        assert_eq!(keys(&list).len(), 3);
+        assert_eq!(keys(&list)[2], (BranchNo(2), vec![2, 2]));
+        assert_eq!(keys(&list[..list.len() - 1]).len(), 2);
+        assert!(keys(&[]).is_empty() && keys(&[9, 0]).is_empty());
     }
 }

@@ -113,6 +113,8 @@ pub struct Tables {
     pub live_bytes: u64,
     /// Stored bytes of objects that went.
     pub garbage_bytes: u64,
+    /// What is left to be given back while one object takes others with it; the memory is kept.
+    below: Vec<ObjectNo>,
     /// While the log is replayed: objects stored ahead of what holds them, one reference each.
     pub(super) loose: Vec<ObjectNo>,
     /// While the log is replayed: nodes over chunks that were not read yet, and where they lie.
@@ -345,7 +347,7 @@ impl Tables {
 
     /// Gives back one reference; whatever went with it is added to `freed`.
     pub fn release(&mut self, no: ObjectNo, freed: &mut Freed) {
-        let (mut next, mut below) = (Some(no), Vec::new());
+        let (mut next, mut below) = (Some(no), std::mem::take(&mut self.below));
         while let Some(no) = next {
             let object = self.objects.get(no);
             let (at, kind) = (object.at, object.kind);
@@ -361,6 +363,7 @@ impl Tables {
             }
             next = below.pop();
         }
+        self.below = below;
     }
 
     /// Bytes of memory that indexes, names and working sets take.

@@ -7,6 +7,7 @@
 
 pub mod checkpoint;
 pub mod chunks;
+mod keys;
 pub mod superposition;
 pub mod tree;
 pub mod working_set;

@@ -9,12 +9,14 @@
 //!
 //! Cost: a lookup touches a control line, an entry and the key (3 cache lines) and hashes the key
 //! with SipHash, keyed at random: an agent can't choose keys that collide and stall its shard. An
-//! overwrite allocates nothing; a new key allocates its bytes once, twice where the agent scans.
+//! overwrite allocates nothing, a new key nothing but the growth of the table and of the buffer of keys;
+//! where the agent scans, its bytes once more. An entry takes 16 bytes, about 24 with the free ones.
 //! A change of a key that was unchanged pushes 8 bytes; that one is dropped before a checkpoint held it
 //! takes them back, at the price of one more lookup.
 //!
 //! Invariants
 //! - `ordered`, where it exists, holds exactly the keys of `table`.
+//! - `keys` holds the keys of `table`, each at the place that its entry names, and no other.
 //! - `changed` holds one hash for each changed entry and no other, at the index that the entry names.
 
 use std::collections::BTreeSet;
@@ -22,7 +24,10 @@ use std::hash::{BuildHasher, RandomState};
 use std::ops::Bound;
 
 use hashbrown::HashTable;
-use hashbrown::hash_table::{Entry as TableEntry, IntoIter};
+use hashbrown::hash_table::IntoIter;
+
+use crate::id::VALUE_BYTES_MAX;
+use crate::state::keys::Keys;
 
 /// What a key names.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -42,29 +47,66 @@ pub struct Held {
     pub changed: bool,
 }
 
-/// The bytes of a value that is gone: no value has so many.
-const GONE: u64 = u64::MAX;
 /// The place in `changed` of an entry that did not change.
 const UNCHANGED: u32 = u32::MAX;
 
 #[derive(Debug)]
 struct Entry {
-    key: Box<[u8]>,
-    bytes: u64,
+    /// The lower half of where its key begins.
+    key_low: u32,
+    /// The rest of that, above [`BYTES_BITS`]; below, the bytes of the value, or [`GONE`].
+    packed: u32,
     object: u32,
     /// Where its hash is in `changed`.
     listed: u32,
 }
 
+/// Room that a set begins with where it is made in advance: keys, bytes of them, changes.
+const ROOM: (usize, usize, usize) = (7, 256, 8);
+/// The most of it, however large the set was that it follows.
+const ROOM_MAX: (usize, usize) = (1024, 64 << 10);
+
+/// Bits of a value's length.
+const BYTES_BITS: u32 = 28;
+/// The bytes of a value that is gone: no value has so many.
+const GONE: u32 = (1 << BYTES_BITS) - 1;
+/// Keys of one branch take fewer bytes in all: 64 GiB.
+const KEY_PLACE_END: u64 = 1 << (64 - BYTES_BITS);
+const _: () = assert!(VALUE_BYTES_MAX < GONE as u64);
+const _: () = assert!(size_of::<Entry>() == 16);
+
 impl Entry {
-    fn is_gone(&self) -> bool {
-        self.bytes == GONE
+    fn new(key: u64) -> Self {
+        let mut entry = Self {
+            key_low: 0,
+            packed: GONE,
+            object: 0,
+            listed: UNCHANGED,
+        };
+        entry.set_key(key);
+        entry
     }
 
+    #[inline]
+    fn key(&self) -> u64 {
+        u64::from(self.packed >> BYTES_BITS) << 32 | u64::from(self.key_low)
+    }
+
+    fn set_key(&mut self, place: u64) {
+        assert!(place < KEY_PLACE_END, "64 GiB of keys");
+        self.key_low = place as u32;
+        self.packed = self.packed & GONE | ((place >> 32) as u32) << BYTES_BITS;
+    }
+
+    fn is_gone(&self) -> bool {
+        self.packed & GONE == GONE
+    }
+
+    #[inline]
     fn held(&self) -> Held {
         let value = Value {
             object: self.object,
-            bytes: self.bytes,
+            bytes: u64::from(self.packed & GONE),
         };
         Held {
             value: (!self.is_gone()).then_some(value),
@@ -73,16 +115,11 @@ impl Entry {
     }
 
     fn set(&mut self, value: Option<Value>) {
-        let gone = Value {
-            object: 0,
-            bytes: GONE,
-        };
-        let value = value.unwrap_or(gone);
-        (self.object, self.bytes) = (value.object, value.bytes);
+        let (object, bytes) = value.map_or((0, GONE), |value| (value.object, value.bytes as u32));
+        self.object = object;
+        self.packed = self.packed & !GONE | bytes;
     }
 }
-
-const _: () = assert!(size_of::<Entry>() == 32);
 
 /// The changes of one branch, and what was read of its base.
 #[derive(Debug, Default)]
@@ -90,7 +127,7 @@ pub struct WorkingSet {
     table: HashTable<Entry>,
     ordered: Option<BTreeSet<Box<[u8]>>>,
     hasher: RandomState,
-    key_bytes: usize,
+    keys: Keys,
     /// Hashes of the keys that changed, in no order.
     changed: Vec<u64>,
     /// Grows with every call that may have changed anything.
@@ -104,7 +141,7 @@ impl WorkingSet {
     pub fn get(&self, key: &[u8]) -> Option<Held> {
         let hash = self.hasher.hash_one(key);
         self.table
-            .find(hash, |entry| *entry.key == *key)
+            .find(hash, |entry| self.keys.at(entry.key()) == key)
             .map(Entry::held)
     }
 
@@ -126,9 +163,10 @@ impl WorkingSet {
         self.set(key, held)
     }
 
-    /// Keeps what the base tree says of a key, if nothing is known of it; whether it was kept.
+    /// Keeps what the base tree says of a key, if nothing is known of it; whether it was kept. A value
+    /// larger than any is not.
     pub fn learn(&mut self, key: &[u8], value: Value) -> bool {
-        if self.get(key).is_some() {
+        if value.bytes > VALUE_BYTES_MAX || self.get(key).is_some() {
             return false;
         }
         let held = Held {
@@ -149,35 +187,21 @@ impl WorkingSet {
     }
 
     fn set(&mut self, key: &[u8], held: Held) -> Option<Held> {
+        debug_assert!(held.value.is_none_or(|it| it.bytes <= VALUE_BYTES_MAX));
         self.edits += 1;
         let hash = self.hasher.hash_one(key);
-        let hasher = &self.hasher;
-        let found = self.table.entry(
-            hash,
-            |entry| *entry.key == *key,
-            |entry| hasher.hash_one(&*entry.key),
-        );
-        let (before, mut entry) = match found {
-            TableEntry::Occupied(entry) => (Some(entry.get().held()), entry),
-            TableEntry::Vacant(place) => {
-                let entry = place.insert(Entry {
-                    key: key.into(),
-                    bytes: GONE,
-                    object: 0,
-                    listed: UNCHANGED,
-                });
-                self.key_bytes += key.len();
-                if let Some(ordered) = &mut self.ordered {
-                    ordered.insert(key.into());
-                }
-                (None, entry)
-            }
+        let (keys, next_listed) = (&self.keys, self.changed.len() as u32);
+        let found = self
+            .table
+            .find_mut(hash, |entry| keys.at(entry.key()) == key);
+        let (before, entry) = match found {
+            Some(entry) => (Some(entry.held()), entry),
+            None => (None, self.add(hash, key)),
         };
-        let entry = entry.get_mut();
         entry.set(held.value);
         match (entry.listed, held.changed) {
             (UNCHANGED, true) => {
-                entry.listed = self.changed.len() as u32;
+                entry.listed = next_listed;
                 self.changed.push(hash);
             }
             (UNCHANGED, false) | (_, true) => {}
@@ -189,16 +213,38 @@ impl WorkingSet {
         before
     }
 
+    /// Adds an entry for a key that has none.
+    fn add(&mut self, hash: u64, key: &[u8]) -> &mut Entry {
+        let Self {
+            table,
+            hasher,
+            keys,
+            ..
+        } = self;
+        if keys.wants_packing(key.len()) {
+            keys.pack(|key, from, to| {
+                let entry = table.find_mut(hasher.hash_one(key), |entry| entry.key() == from);
+                entry.expect("each key has its entry").set_key(to);
+            });
+        }
+        if let Some(ordered) = &mut self.ordered {
+            ordered.insert(key.into());
+        }
+        let entry = Entry::new(keys.push(key));
+        let hash_of = |entry: &Entry| hasher.hash_one(keys.at(entry.key()));
+        table.insert_unique(hash, entry, hash_of).into_mut()
+    }
+
     /// Drops an entry; what was known of the key.
     fn forget(&mut self, key: &[u8]) -> Option<Held> {
         self.edits += 1;
         let hash = self.hasher.hash_one(key);
         let entry = self
             .table
-            .find_entry(hash, |entry| *entry.key == *key)
+            .find_entry(hash, |entry| self.keys.at(entry.key()) == key)
             .ok()?;
         let (removed, _) = entry.remove();
-        self.key_bytes -= key.len();
+        self.keys.remove(removed.key());
         if let Some(ordered) = &mut self.ordered {
             ordered.remove(key);
         }
@@ -243,7 +289,7 @@ impl WorkingSet {
         let mut same_hash = self.table.iter_hash(self.changed[listed]);
         let entry = same_hash.find(|entry| entry.listed == listed as u32);
         let entry = entry.expect("each hash in changed has its entry");
-        (&entry.key, entry.held())
+        (self.keys.at(entry.key()), entry.held())
     }
 
     /// Fills `places` with the changed entries in the order of their keys; [`WorkingSet::at`] reads
@@ -259,7 +305,10 @@ impl WorkingSet {
             let place = table.iter_hash_buckets(hash).find(is_listed);
             places.push(place.expect("each hash in changed has its entry") as u32);
         }
-        let key = |place: &u32| table.get_bucket(*place as usize).map(|entry| &*entry.key);
+        let key = |place: &u32| {
+            let entry = table.get_bucket(*place as usize);
+            entry.map(|entry| self.keys.at(entry.key()))
+        };
         places.sort_unstable_by_key(|place| key(place));
     }
 
@@ -271,7 +320,7 @@ impl WorkingSet {
     pub fn at(&self, place: u32) -> (&[u8], Held) {
         let entry = self.table.get_bucket(place as usize);
         let entry = entry.expect("a place given since the last change");
-        (&entry.key, entry.held())
+        (self.keys.at(entry.key()), entry.held())
     }
 
     /// The base tree holds all changes now: nothing counts as changed, and what was deleted is
@@ -286,10 +335,10 @@ impl WorkingSet {
             entry.get_mut().listed = UNCHANGED;
             if entry.get().is_gone() {
                 let (removed, _) = entry.remove();
-                self.key_bytes -= removed.key.len();
                 if let Some(ordered) = &mut self.ordered {
-                    ordered.remove(&removed.key);
+                    ordered.remove(self.keys.at(removed.key()));
                 }
+                self.keys.remove(removed.key());
             }
         }
         self.changed.clear();
@@ -302,11 +351,11 @@ impl WorkingSet {
         prefix: &'a [u8],
         after: &[u8],
     ) -> impl Iterator<Item = (&'a [u8], Held)> {
-        let table = &self.table;
-        let hasher = &self.hasher;
-        let ordered = self
-            .ordered
-            .get_or_insert_with(|| table.iter().map(|entry| entry.key.clone()).collect());
+        let (table, hasher, keys) = (&self.table, &self.hasher, &self.keys);
+        let ordered = self.ordered.get_or_insert_with(|| {
+            let all = table.iter().map(|entry| keys.at(entry.key()).into());
+            all.collect()
+        });
         let from = if after.is_empty() || after < prefix {
             Bound::Included(prefix)
         } else {
@@ -317,7 +366,7 @@ impl WorkingSet {
             .take_while(move |key| key.starts_with(prefix))
             .map(move |key| {
                 let hash = hasher.hash_one(&**key);
-                let entry = table.find(hash, |entry| entry.key == *key);
+                let entry = table.find(hash, |entry| keys.at(entry.key()) == &**key);
                 let entry = entry.expect("ordered holds the keys of table");
                 (&**key, entry.held())
             })
@@ -328,6 +377,22 @@ impl WorkingSet {
         self.table.iter().filter_map(|entry| entry.held().value)
     }
 
+    /// Takes memory for what an empty set is about to hold: for half of what the one before held, as much
+    /// of that is read again on another tree, and for a few keys at least.
+    pub fn make_room(&mut self, before: Option<&Self>) {
+        let (keys, bytes, changes) = ROOM;
+        let held = before.map_or((0, 0), |set| (set.len(), set.keys.used_bytes()));
+        let half = |held: usize, least: usize, most: usize| (held / 2).min(most).max(least);
+        let (keys, bytes) = (
+            half(held.0, keys, ROOM_MAX.0),
+            half(held.1, bytes, ROOM_MAX.1),
+        );
+        // No entry has to move: the set is empty.
+        self.table.reserve(keys, |_| 0);
+        self.keys.reserve(bytes);
+        self.changed.reserve_exact(changes);
+    }
+
     /// Keeps what changed and nothing else, without the order that scans need; what was known beside it,
     /// to be given up bit by bit.
     ///
@@ -336,6 +401,8 @@ impl WorkingSet {
         let mut places = Vec::new();
         self.sort_changes(&mut places);
         let mut kept = Self::default();
+        // One growth for all of them.
+        kept.table.reserve(places.len(), |_| 0);
         for place in places {
             let (key, held) = self.at(place);
             kept.set(key, held);
@@ -349,7 +416,8 @@ impl WorkingSet {
 
     /// All keys and what is known of them, in no order.
     pub fn entries(&self) -> impl Iterator<Item = (&[u8], Held)> {
-        self.table.iter().map(|entry| (&*entry.key, entry.held()))
+        let entries = self.table.iter();
+        entries.map(|entry| (self.keys.at(entry.key()), entry.held()))
     }
 
     /// Gives the set up: what its entries named, one at a time, so that a large one can go bit by bit.
@@ -370,13 +438,14 @@ impl WorkingSet {
         self.table.is_empty()
     }
 
-    /// Memory taken, in bytes: tables, keys and what the allocator adds to each key.
+    /// Memory taken, in bytes: tables, keys and, where the agent scans, what the allocator adds to each.
     #[must_use]
     pub fn memory_bytes(&self) -> usize {
-        // glibc rounds to 16 and adds 8.
-        const ALLOCATION: usize = 16;
-        let keys = self.key_bytes + self.len() * ALLOCATION;
-        let ordered = self.ordered.as_ref().map_or(0, |set| keys + set.len() * 24);
+        // glibc rounds to 16 and adds 8; the tree adds a pointer and a length.
+        const ORDERED: usize = 16 + 24;
+        let keys = self.keys.memory_bytes();
+        let ordered = self.ordered.as_ref();
+        let ordered = ordered.map_or(0, |set| keys + set.len() * ORDERED);
         self.table.allocation_size() + keys + ordered + self.changed.capacity() * 8
     }
 }

@@ -346,6 +346,7 @@ fn report_of(
             hit: all.counted.allocations_hit,
             miss: all.counted.allocations_miss,
             write: all.counted.allocations_write,
+            checkpoint: all.counted.allocations_checkpoint,
         },
         cpu: CpuUse {
             busy_share_idle: all.busy_share_idle,

@@ -108,6 +108,7 @@ pub(super) struct Allocations {
     pub(super) hit: u64,
     pub(super) miss: u64,
     pub(super) write: u64,
+    pub(super) checkpoint: u64,
 }
 
 /// Of the runtime's process.
@@ -415,8 +416,8 @@ fn resource_lines(out: &mut String, report: &Report, detail: &Detail) {
     line(
         out,
         format_args!(
-            "allocations {} on hits, {} on misses, {} on writes",
-            allocations.hit, allocations.miss, allocations.write,
+            "allocations {} on hits, {} on misses, {} on writes, {} on checkpoints",
+            allocations.hit, allocations.miss, allocations.write, allocations.checkpoint,
         ),
     );
 }
@@ -478,6 +479,7 @@ mod tests {
                 hit: 0,
                 miss: 1,
                 write: 2,
+                checkpoint: 3,
             },
             cpu: CpuUse {
                 busy_share_idle: Some(0.004),
@@ -549,7 +551,7 @@ mod tests {
             keys(&object["storage"]),
             "collected_bytes logical_bytes stored_bytes"
         );
-        assert_eq!(keys(&object["allocations"]), "hit miss write");
+        assert_eq!(keys(&object["allocations"]), "checkpoint hit miss write");
         assert_eq!(keys(&object["cpu"]), "busy_share_idle");
         assert_eq!(keys(&object["verify"]), "mismatches reads_checked");
         assert_eq!(object["latency_ns"]["l1_hit"]["p95"], 95);

@@ -18,11 +18,28 @@ use super::value::{self, Stored, Value};
 /// changes.sort();
 /// assert_eq!(changes.iter().next(), Some((&b"draft"[..], None)));
 /// ```
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Changes {
     keys: Vec<u8>,
     payloads: Vec<u8>,
     list: Vec<Change>,
+}
+
+impl Clone for Changes {
+    fn clone(&self) -> Self {
+        Self {
+            keys: self.keys.clone(),
+            payloads: self.payloads.clone(),
+            list: self.list.clone(),
+        }
+    }
+
+    /// Into the memory that is there.
+    fn clone_from(&mut self, other: &Self) {
+        self.keys.clone_from(&other.keys);
+        self.payloads.clone_from(&other.payloads);
+        self.list.clone_from(&other.list);
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
