@@ -40,6 +40,7 @@ use crate::shard::store::Refused;
 use crate::shard::{AttachRequest, Command, Event, Shard};
 use crate::state::tree::EMPTY_TREE;
 use landing::{Item, Parcel};
+pub use passing::settle_moves;
 
 /// Agents on their way to one shard at once.
 const ARRIVALS_MAX: usize = 4;

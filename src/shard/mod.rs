@@ -78,6 +78,7 @@ use crossbeam_queue::ArrayQueue;
 
 pub use control::{Answer, AttachError, AttachRequest, Attached, Command, Event, SharedWindow};
 pub use lifecycle::{AgentAnswer, AgentCommand, AgentError, AgentVerb};
+pub use migrate::settle_moves;
 pub use peer::{PeerMessage, owner};
 pub use tables::{Tables, TablesError};
 
