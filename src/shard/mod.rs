@@ -349,7 +349,7 @@ impl<D: Disk> Shard<D> {
             || self.warming.has_work()
             || self.moves.has_work()
             || !self.retold.is_empty()
-            || !self.store.ended.is_empty()
+            || (!self.store.ended.is_empty() && !self.store.log.spare_failed())
             || !self.commands.is_empty()
             || self.deferred.is_some()
             || !self.port.is_empty()
