@@ -14,7 +14,7 @@ use crate::segment::memory::{MemoryDisk, Random};
 type Keys = BTreeMap<Vec<u8>, Vec<u8>>;
 
 impl World {
-    fn ask_collection(&mut self) -> Receiver<Collected> {
+    pub(super) fn ask_collection(&mut self) -> Receiver<Collected> {
         let (told, answer) = channel();
         let reply = Answer::new(move |collected| _ = told.send(collected));
         assert!(self.commands.push(Command::Collect { reply }).is_ok());
@@ -52,7 +52,7 @@ impl World {
         found
     }
 
-    fn history(&mut self, from: Revision<'_>) -> Vec<[u8; 32]> {
+    pub(super) fn history(&mut self, from: Revision<'_>) -> Vec<[u8; 32]> {
         let mut ids = Vec::new();
         let mut frontier = Vec::new();
         loop {

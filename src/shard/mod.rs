@@ -65,6 +65,8 @@ mod write;
 #[cfg(test)]
 mod collect_tests;
 #[cfg(test)]
+mod mesh_tests;
+#[cfg(test)]
 mod superposition_tests;
 #[cfg(test)]
 mod tests;
