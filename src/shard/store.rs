@@ -192,7 +192,7 @@ impl<D: Disk> Store<D> {
         let index_bytes = tables.memory_bytes();
         let delete_reserve_bytes =
             (log.batch_bytes_max() / DELETE_RESERVE_SHARE).min(DELETE_RESERVE_BYTES_MAX);
-        let swept = tables.objects.len() == 0;
+        let swept = tables.objects.is_empty();
         Self {
             tables,
             log,

@@ -98,10 +98,19 @@ fn what_a_terminated_agent_shared_stays_whole() {
         }
         world.good(None, &CHECKPOINT);
         world.good(None, &publish("p"));
+        // Its own branch has moved on: only the name reaches the first checkpoint.
+        for no in 0..10 {
+            world.put(&key(no), &value(100 + no as u32, 500));
+        }
+        world.good(None, &CHECKPOINT);
         world.on_lane(&mut other, |world| {
             let agent = std::str::from_utf8(names[0]).unwrap();
-            let from = Revision::Published { agent, name: "p" };
-            world.info(None, &Call::Branch { name: "on", from });
+            let tag = Call::Tag {
+                name: "on",
+                target: Revision::Published { agent, name: "p" },
+                force: false,
+            };
+            world.good(None, &tag);
         });
         world.chill();
         world.disk().at_once = false;
@@ -116,6 +125,8 @@ fn what_a_terminated_agent_shared_stays_whole() {
         world.disk().run_io();
         world.until(|_| collected.try_recv().ok());
         world.on_lane(&mut other, |world| {
+            let from = Revision::Tag("on");
+            world.info(None, &Call::Branch { name: "on", from });
             let switch = Call::Switch { name: "on" };
             world.info(None, &switch);
             for no in 0..10 {
