@@ -188,7 +188,7 @@ fn a_collection_beside_a_move_says_nothing_wrong() {
     let (mut gone_seen, mut restated_seen, mut both) = ([0; 2], [0; 2], 0);
     for delay in 0..90 {
         println!("delay {delay}");
-        let left: Vec<_> = disks.iter().map(|disk| crashed_one(disk)).collect();
+        let left: Vec<_> = disks.iter().map(crashed_one).collect();
         let mut world = World::cluster_over(left, delay);
         world.held.clear();
         world.lane = world.lane_to(&mover, 5, 0);
