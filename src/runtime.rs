@@ -27,7 +27,6 @@ mod verify;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -45,7 +44,7 @@ pub use verify::{Finding, Verified, verify_data_dir};
 use crate::cache::L2;
 use crate::client::{Attach, ClientError, Lane, Session};
 use crate::config::{Choice, Config, ConfigError, Io};
-use crate::id::{AgentNo, ShardNo};
+use crate::id::ShardNo;
 use crate::io::{Backend, IoCore, IoError, IoOptions, ShardDisk, ShardFiles};
 use crate::mesh::mesh;
 use crate::metrics::{ShardCounters, Stats};
@@ -56,7 +55,9 @@ use crate::segment::{
     RecoveredRecord, SegmentFiles,
 };
 use crate::shard::store::Store;
-use crate::shard::{Command, PeerMessage, Routes, Shard, ShardOptions, Tables, TablesError, owner};
+use crate::shard::{
+    Command, PeerMessage, Routes, Shard, ShardOptions, Tables, TablesError, settle_moves,
+};
 use crate::shared::SharedError;
 use crate::topology::{Machine, Resolved, TopologyError, raise_file_limit, resolve};
 use control::ControlPlane;
@@ -527,36 +528,6 @@ enum Opened {
     ToServe,
     /// To be looked at: nothing in it changes.
     ToRead,
-}
-
-/// Finds the agents that are not on the shard that their names say. Of one that two shards have, as a crash in
-/// a move leaves it, the copy that moved less often is it: the other one ends.
-fn settle_moves(stores: &mut [Store<ShardDisk>]) -> Routes {
-    /// Moves, shard, number.
-    type Place = (u32, usize, AgentNo);
-    let mut places: HashMap<Box<[u8]>, Vec<Place>> = HashMap::new();
-    for (shard, store) in stores.iter().enumerate() {
-        for (no, agent) in store.tables.all_agents() {
-            let places = places.entry(agent.name.clone()).or_default();
-            places.push((agent.moves, shard, no));
-        }
-    }
-    let mut routes = Routes::new();
-    for (name, mut places) in places {
-        places.sort_unstable();
-        let mut places = places.into_iter();
-        let Some((moves, shard, _)) = places.next() else {
-            continue;
-        };
-        for (_, shard, no) in places {
-            stores[shard].end_agent(no);
-        }
-        let shard = ShardNo(shard as u16);
-        if shard != owner(&name, stores.len()) {
-            routes.insert(name, (shard, moves));
-        }
-    }
-    routes
 }
 
 /// Reads a shard's log back, on the I/O core, and opens its segments.

@@ -6,6 +6,7 @@ use std::sync::mpsc::{Sender, channel};
 use super::*;
 use crate::agent::CloseReason;
 use crate::agent::frame::RefusalCode;
+use crate::shard::owner;
 
 /// How long anything may take that is not timed: only a hang takes longer.
 const PATIENCE: Duration = Duration::from_secs(20);

@@ -52,7 +52,7 @@ impl World {
         found
     }
 
-    fn history(&mut self, from: Revision<'_>) -> Vec<[u8; 32]> {
+    pub(super) fn history(&mut self, from: Revision<'_>) -> Vec<[u8; 32]> {
         let mut ids = Vec::new();
         let mut frontier = Vec::new();
         loop {

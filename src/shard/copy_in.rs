@@ -9,7 +9,8 @@
 //! [`IMPORT_BYTES_PER_TURN`]. Memory: nodes whose children are on their way, some hundred KiB.
 //!
 //! Invariants
-//! - a node that is kept has all that it names behind it, also after a crash in the middle of a copy.
+//! - a node that is kept has all that it names behind it, also after a crash in the middle of a copy; one
+//!   that a start found is not believed to, before a collection has swept.
 //! - what a copy found or stored is held until its end: no collection takes it.
 //! - every parked operation is begun again or answered, whatever becomes of the other shard; of a lane
 //!   that is gone the copy ends.
@@ -87,7 +88,7 @@ struct Import {
     roots: Vec<ObjectId>,
     /// The owner was asked where.
     opening: bool,
-    /// Of an agent that is moved: checkpoints that were taken in.
+    /// Nodes that were stored; of an agent that is moved, checkpoints that were taken in.
     seen: HashSet<ObjectId>,
     missing: HashMap<ObjectId, Missing>,
     /// To be asked for: the last one first.
@@ -576,7 +577,11 @@ impl Import {
         above: ObjectId,
     ) -> Result<(), Refused> {
         // What is asked for already is not declined, although it may be here.
-        if !self.missing.contains_key(&child) && store.keep_known(&child, &mut self.held)? {
+        let believed = self.seen.contains(&child) || store.is_whole(&child);
+        if believed
+            && !self.missing.contains_key(&child)
+            && store.keep_known(&child, &mut self.held)?
+        {
             self.known.push(child);
             return Ok(());
         }
@@ -605,7 +610,12 @@ impl Import {
 
     /// Takes an object off the list that was appended; what names it may be complete now.
     fn appended(&mut self, id: &ObjectId) {
-        let above = self.missing.remove(id).map(|missing| missing.above);
+        let stored = self.missing.remove(id);
+        let kind = stored.as_ref().and_then(|it| it.found.as_ref());
+        if kind.is_some_and(|(kind, _)| *kind == ObjectKind::Node) {
+            self.seen.insert(*id);
+        }
+        let above = stored.map(|missing| missing.above);
         for above in above.into_iter().flatten() {
             if let Some(missing) = self.missing.get_mut(&above) {
                 missing.left -= 1;
@@ -618,20 +628,6 @@ impl Import {
 }
 
 impl<D: Disk> Store<D> {
-    /// Holds an object with all that it names, if it is here and stays anyway; whether it is. Of a checkpoint
-    /// that is here its tree need not be.
-    fn hold_kept(&mut self, id: &ObjectId, held: &mut Vec<ObjectNo>) -> bool {
-        let kept = self.find_sound(id).filter(|&no| {
-            let object = self.tables.objects.get(no);
-            object.kept && object.kind != ObjectKind::Checkpoint
-        });
-        if let Some(no) = kept {
-            self.pin(no);
-            held.push(no);
-        }
-        kept.is_some()
-    }
-
     /// Has an object stay that is here, and holds it; whether it is here.
     ///
     /// # Errors

@@ -253,4 +253,28 @@ impl<D: Disk> Store<D> {
         }
         Some(object)
     }
+
+    /// Holds an object with all that it names, if it is here and stays anyway; whether it is. Of a checkpoint
+    /// that is here its tree need not be.
+    pub(super) fn hold_kept(&mut self, id: &ObjectId, held: &mut Vec<ObjectNo>) -> bool {
+        let kept = self.find_sound(id).filter(|&no| {
+            let object = self.tables.objects.get(no);
+            object.kept && object.kind != ObjectKind::Checkpoint
+        });
+        let kept = kept.filter(|_| self.is_whole(id));
+        if let Some(no) = kept {
+            self.pin(no);
+            held.push(no);
+        }
+        kept.is_some()
+    }
+
+    /// Whether an object that is here has all that it names behind it.
+    pub(super) fn is_whole(&self, id: &ObjectId) -> bool {
+        let objects = &self.tables.objects;
+        objects.find(id).is_none_or(|no| {
+            let object = objects.get(no);
+            object.kind != ObjectKind::Node || (object.kept && self.swept)
+        })
+    }
 }

@@ -40,6 +40,7 @@ use crate::shard::store::Refused;
 use crate::shard::{AttachRequest, Command, Event, Shard};
 use crate::state::tree::EMPTY_TREE;
 use landing::{Item, Parcel};
+pub use passing::settle_moves;
 
 /// Agents on their way to one shard at once.
 const ARRIVALS_MAX: usize = 4;
@@ -128,6 +129,9 @@ struct Arrival {
 pub(super) struct Moves {
     departures: BTreeMap<AgentNo, Departure>,
     arrivals: BTreeMap<Box<[u8]>, Arrival>,
+    /// Agents that a shard may have which is gone: by the next start theirs has to be the copy that moved less
+    /// often, so they stay.
+    unsure: BTreeSet<AgentNo>,
     /// Commands that other shards passed on.
     inherited: VecDeque<Command>,
 }
@@ -179,7 +183,7 @@ impl<D: Disk> Shard<D> {
         if usize::from(to.0) >= self.port.shards() || to == self.options.no {
             return Err(AgentError::NoSuchShard);
         }
-        if self.lost_peers.contains(&to) {
+        if self.lost_peers.contains(&to) || self.moves.unsure.contains(&agent) {
             return Err(AgentError::Busy);
         }
         let departure = Departure {
@@ -596,7 +600,11 @@ impl<D: Disk> Shard<D> {
         for (agent, stage) in leaving {
             match stage {
                 Leaving::Gone(_) => self.close_agent(agent),
-                _ => self.stay(agent),
+                Leaving::Still => {
+                    self.moves.unsure.insert(agent);
+                    self.stay(agent);
+                }
+                Leaving::Copied | Leaving::Stopping => self.stay(agent),
             }
         }
         let arrivals = self.moves.arrivals.iter();
@@ -618,11 +626,14 @@ impl<D: Disk> Shard<D> {
             let said = self.store.ready(0, false);
             let said = said.and_then(|()| self.store.append(&Head::AgentGone { agent }.into()));
             self.must_flush |= self.store.is_dirty();
-            if said == Err(Refused::Wait) {
+            // Until it is said nothing may arrive: else the next start would find two of a name here. A log
+            // that takes nothing any more takes no agents either.
+            let over = self.store.log.read_only().is_some();
+            if !over && (said.is_err() || self.flush_commit().is_err()) {
                 break;
             }
-            // What can't be said now the next start finds out again.
             self.store.ended.pop();
+            self.store.log.sync_wanted(self.store.log.last());
             worked = true;
         }
         for message in std::mem::take(&mut self.retold) {

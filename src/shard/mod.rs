@@ -67,6 +67,8 @@ mod allocation_tests;
 #[cfg(test)]
 mod collect_tests;
 #[cfg(test)]
+mod mesh_tests;
+#[cfg(test)]
 mod superposition_tests;
 #[cfg(test)]
 mod tests;
@@ -80,6 +82,7 @@ use crossbeam_queue::ArrayQueue;
 
 pub use control::{Answer, AttachError, AttachRequest, Attached, Command, Event, SharedWindow};
 pub use lifecycle::{AgentAnswer, AgentCommand, AgentError, AgentVerb};
+pub use migrate::settle_moves;
 pub use peer::{PeerMessage, owner};
 pub use tables::{Tables, TablesError};
 
@@ -350,7 +353,7 @@ impl<D: Disk> Shard<D> {
             || self.warming.has_work()
             || self.moves.has_work()
             || !self.retold.is_empty()
-            || !self.store.ended.is_empty()
+            || (!self.store.ended.is_empty() && !self.store.log.spare_failed())
             || !self.commands.is_empty()
             || self.deferred.is_some()
             || !self.port.is_empty()

@@ -177,6 +177,9 @@ pub struct Store<D> {
     uploads_bytes: u64,
     /// Operations that build a state up over several turns: nothing is swept before they end.
     pub(super) holds: u32,
+    /// A collection of this run has swept, or nothing was there: a node that is kept has all that it names. What
+    /// a start takes for needed may have lost parts of it to the collections before.
+    pub(super) swept: bool,
     /// Everything is being said again.
     pub(super) restating: Option<Restated>,
     pub(super) last_restated: Restated,
@@ -191,6 +194,7 @@ impl<D: Disk> Store<D> {
         let index_bytes = tables.memory_bytes();
         let delete_reserve_bytes =
             (log.batch_bytes_max() / DELETE_RESERVE_SHARE).min(DELETE_RESERVE_BYTES_MAX);
+        let swept = tables.objects.is_empty();
         Self {
             tables,
             log,
@@ -213,6 +217,7 @@ impl<D: Disk> Store<D> {
             large: LargeValue::default(),
             uploads_bytes: 0,
             holds: 0,
+            swept,
             restating: None,
             last_restated: 0,
         }

@@ -18,7 +18,7 @@ const FORK: Call<'_> = Call::Fork {
     from: Revision::Head,
 };
 
-fn create(name: &str, half_life_ms: u64, ttl_ms: u64, bound: f64) -> SetCall<'_> {
+pub(super) fn create(name: &str, half_life_ms: u64, ttl_ms: u64, bound: f64) -> SetCall<'_> {
     SetCall::Create {
         name,
         half_life_ms,
@@ -47,7 +47,7 @@ fn add<'a>(set: u32, from: Revision<'a>, weight: f64, label: &'a str) -> SetCall
 }
 
 impl World {
-    fn set_call(&mut self, call: SetCall<'_>) -> Vec<u8> {
+    pub(super) fn set_call(&mut self, call: SetCall<'_>) -> Vec<u8> {
         self.good(None, &Call::Superposition(call))
     }
 
@@ -62,13 +62,13 @@ impl World {
         self.refused(None, call).0
     }
 
-    fn create(&mut self, call: SetCall<'_>) -> SetInfo {
+    pub(super) fn create(&mut self, call: SetCall<'_>) -> SetInfo {
         let answer = self.set_call(call);
         call::items(&answer).next().unwrap().unwrap()
     }
 
     /// By name: candidates, and their total weight.
-    fn sets(&mut self) -> Vec<(String, u32, f64)> {
+    pub(super) fn sets(&mut self) -> Vec<(String, u32, f64)> {
         let answer = self.set_call(SetCall::List { after: None });
         call::items::<SetInfo>(&answer)
             .map(|info| info.unwrap())
@@ -77,7 +77,7 @@ impl World {
     }
 
     /// A checkpoint of the head with another value of `k`, from a fork that is dropped.
-    fn tried(&mut self, set: u32, bytes: &[u8], weight: f64, label: &str) -> ObjectId {
+    pub(super) fn tried(&mut self, set: u32, bytes: &[u8], weight: f64, label: &str) -> ObjectId {
         let fork = BranchNo(self.info(None, &FORK).no);
         self.put_on(fork, b"k", bytes);
         let made = self.made(Some(fork));
@@ -87,7 +87,7 @@ impl World {
         ObjectId::from_bytes(made.id)
     }
 
-    fn open(&mut self, set: u32, candidate: u32) -> BranchNo {
+    pub(super) fn open(&mut self, set: u32, candidate: u32) -> BranchNo {
         let call = Call::Superposition(SetCall::Open { set, candidate });
         BranchNo(self.info(None, &call).no)
     }

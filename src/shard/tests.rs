@@ -36,18 +36,31 @@ pub(super) fn main_of_first() -> BranchRef {
     }
 }
 
-/// A shard, and one client of it.
+/// A shard, and one client of it. Others may stand beside it, with a mesh between them all.
 pub(super) struct World {
     pub(super) shard: Shard<MemoryDisk>,
     pub(super) commands: Arc<ArrayQueue<Command>>,
+    /// The further shards of the same runtime, and what is asked of them.
+    pub(super) beside: Vec<(Shard<MemoryDisk>, Arc<ArrayQueue<Command>>)>,
+    /// Picks the shard that has the next turn, where there are several.
+    pub(super) order: Random,
+    /// Shards whose thread died.
+    pub(super) lost: Vec<usize>,
     bells: Arc<SharedMemory>,
-    client_bells: ClientBells,
+    pub(super) client_bells: ClientBells,
     pub(super) lane: ClientLane,
     pub(super) held: Vec<(Block, Block)>,
     pub(super) now: u64,
-    next: u64,
-    segment_bytes: u32,
+    pub(super) next: u64,
+    pub(super) segment_bytes: u32,
 }
+
+/// Messages in each ring of the mesh: so few that rings are often full.
+const RING_SLOTS: usize = 4;
+/// Turns until an operation is answered, for each shard.
+const TURNS_MAX: usize = 50;
+/// The same where shards wait for each other, and for full rings.
+const TURNS_AMONG_SHARDS_MAX: usize = 20_000;
 
 impl World {
     /// A shard over what a disk holds; with `l2_bytes` 0 every read goes to the segments.
@@ -62,56 +75,63 @@ impl World {
 
     /// The same, with segments of so many bytes.
     pub(super) fn sized(
-        mut disk: MemoryDisk,
+        disk: MemoryDisk,
         l2_bytes: usize,
         index_bytes_max: u64,
         segment_bytes: u32,
     ) -> Self {
-        let mut tables = Tables::default();
-        let no = ShardNo(0);
-        let recovered =
-            recover(&mut disk, no, &mut |record| tables.apply(record).unwrap()).unwrap();
-        let read = |at: Location| {
-            use crate::segment::SegmentFiles;
-            let mut bytes = vec![0; at.bytes as usize];
-            let read = disk
-                .read_at(at.segment, u64::from(at.offset), &mut bytes)
-                .ok()?;
-            (read == bytes.len()).then_some(bytes)
-        };
-        tables.finish(&recovered.start.dropped, read).unwrap();
-        let config = LogConfig {
-            shard: no,
-            log_id: recovered.log_id.unwrap_or(LogId(7)),
-            segment_bytes,
-            buffer_bytes: 512 << 10,
-        };
-        let log = Log::new(config, recovered.start);
-        disk.at_once = true;
-        let store = Store::new(
-            tables,
-            log,
-            disk,
-            L2::new(l2_bytes).unwrap(),
-            index_bytes_max,
-        );
-        let options = ShardOptions {
-            no,
-            durability: Durability::Process,
-            group_commit_ns: 0,
-            wall_ms: 0,
-        };
-        let commands = Arc::new(ArrayQueue::new(16));
-        let port = mesh(1, 4).pop().unwrap();
-        let counters: Arc<[ShardCounters]> = Arc::new([ShardCounters::default()]);
-        let shard = Shard::new(options, store, port, Arc::clone(&commands), counters);
-        let (bells, session_fd) = ServerBells::create_session(1).unwrap();
-        let (_, status_fd) = StatusPage::create().unwrap();
-        let client_bells = ClientBells::map(&session_fd, &[status_fd]).unwrap();
-        let (ring, lane) = rings(LaneNo(0));
+        Self::several(vec![disk], l2_bytes, index_bytes_max, segment_bytes)
+    }
+
+    /// A shard over what each disk holds, of one runtime.
+    pub(super) fn several(
+        disks: Vec<MemoryDisk>,
+        l2_bytes: usize,
+        index_bytes_max: u64,
+        segment_bytes: u32,
+    ) -> Self {
+        let shards = disks.len();
+        let mut stores: Vec<_> = (0..)
+            .zip(disks)
+            .map(|(no, disk)| {
+                let (tables, log, mut disk) = recovered(ShardNo(no), disk, segment_bytes);
+                disk.at_once = shards == 1;
+                let l2 = L2::new(l2_bytes).unwrap();
+                Store::new(tables, log, disk, l2, index_bytes_max)
+            })
+            .collect();
+        let routes = settle_moves(&mut stores);
+        let counters: Arc<[ShardCounters]> = stores.iter().map(|_| Default::default()).collect();
+        let ports = mesh(shards, RING_SLOTS);
+        let mut all: Vec<_> = (0..)
+            .zip(stores.into_iter().zip(ports))
+            .map(|(no, (store, port))| {
+                let options = ShardOptions {
+                    no: ShardNo(no),
+                    durability: Durability::Process,
+                    group_commit_ns: 0,
+                    wall_ms: 0,
+                };
+                let commands = Arc::new(ArrayQueue::new(16));
+                let (asked, counters) = (Arc::clone(&commands), Arc::clone(&counters));
+                let mut shard = Shard::new(options, store, port, asked, counters);
+                shard.set_routes(routes.clone());
+                (shard, commands)
+            })
+            .collect();
+        let beside = all.split_off(1);
+        let (shard, commands) = all.pop().unwrap();
+        let (bells, session_fd) = ServerBells::create_session(shards).unwrap();
+        let statuses = (0..shards).map(|_| StatusPage::create().unwrap().1);
+        let statuses: Vec<_> = statuses.collect();
+        let client_bells = ClientBells::map(&session_fd, &statuses).unwrap();
+        let (ring, lane) = rings_at(LaneNo(0), owner(b"agent", shards));
         let mut world = Self {
             shard,
             commands,
+            beside,
+            order: Random(1),
+            lost: Vec::new(),
             bells,
             client_bells,
             lane,
@@ -138,6 +158,17 @@ impl World {
         lane: LaneNo,
         ring: ServerLane,
     ) -> Attached {
+        self.attach_to(b"agent", session, lane, ring).unwrap()
+    }
+
+    /// Asks for a lane to an agent, wherever that is, at the shard that its name says.
+    pub(super) fn attach_to(
+        &mut self,
+        agent: &[u8],
+        session: SessionNo,
+        lane: LaneNo,
+        ring: ServerLane,
+    ) -> Result<Attached, AttachError> {
         let (memory, fd) =
             SharedMemory::create("w", 16 << 10, crate::shared::Access::ReadOnly).unwrap();
         let (reply, answer) = channel();
@@ -147,7 +178,7 @@ impl World {
             socket: None,
             lane,
             ring,
-            agent: (*b"agent").into(),
+            agent: agent.into(),
             create: true,
             public: None,
             window: SharedWindow {
@@ -157,15 +188,52 @@ impl World {
             home: None,
             reply: Answer::new(move |outcome| reply.send(outcome).unwrap()),
         };
-        assert!(
-            self.commands
-                .push(Command::Attach(Box::new(request)))
-                .is_ok()
-        );
-        for _ in 0..10 {
-            self.step();
+        let command = Command::Attach(Box::new(request));
+        assert!(self.commands_of(self.owner_of(agent)).push(command).is_ok());
+        if self.beside.is_empty() {
+            for _ in 0..10 {
+                self.step();
+            }
+            return answer.try_recv().unwrap();
         }
-        answer.try_recv().unwrap().unwrap()
+        self.until(|_| answer.try_recv().ok())
+    }
+
+    /// Turns until something is found.
+    pub(super) fn until<T>(&mut self, mut found: impl FnMut(&mut Self) -> Option<T>) -> T {
+        for _ in 0..TURNS_AMONG_SHARDS_MAX {
+            self.step();
+            if let Some(found) = found(self) {
+                return found;
+            }
+        }
+        panic!("nothing found in {TURNS_AMONG_SHARDS_MAX} turns");
+    }
+
+    /// Shards that there are.
+    pub(super) fn shards(&self) -> usize {
+        1 + self.beside.len()
+    }
+
+    /// The shard that an agent's name says.
+    pub(super) fn owner_of(&self, agent: &[u8]) -> usize {
+        usize::from(owner(agent, self.shards()).0)
+    }
+
+    /// A shard by its number.
+    pub(super) fn shard_at(&mut self, no: usize) -> &mut Shard<MemoryDisk> {
+        match no {
+            0 => &mut self.shard,
+            no => &mut self.beside[no - 1].0,
+        }
+    }
+
+    /// What is asked of a shard.
+    pub(super) fn commands_of(&self, no: usize) -> &ArrayQueue<Command> {
+        match no {
+            0 => &self.commands,
+            no => &self.beside[no - 1].1,
+        }
     }
 
     pub(super) fn disk(&mut self) -> &mut MemoryDisk {
@@ -179,10 +247,42 @@ impl World {
 
     pub(super) fn step(&mut self) {
         self.now += 1_000_000;
+        if !self.beside.is_empty() {
+            return self.step_one_of_several();
+        }
         self.shard.step(self.now);
         // While nothing is said in return, what a collection does is looked at now and then.
         let steps = self.now / 1_000_000;
         if !self.shard.collector.is_under_way() || steps.is_multiple_of(64) {
+            self.check_references();
+        }
+    }
+
+    /// A turn of some shard, perhaps an answer of its disk, and what the control plane does then.
+    fn step_one_of_several(&mut self) {
+        let no = self.order.below(self.shards());
+        if self.lost.contains(&no) {
+            return;
+        }
+        let now = self.now;
+        let shard = self.shard_at(no);
+        shard.step(now);
+        let events = shard.take_events();
+        if self.order.below(2) == 0 {
+            self.shard_at(no).store.disk.run_io();
+        }
+        for event in events {
+            let Event::Moved { agent, to, moves } = event else {
+                continue;
+            };
+            for other in (0..self.shards()).filter(|&other| other != no) {
+                let agent = agent.clone();
+                let route = Command::Route { agent, to, moves };
+                // One that is full hears of it when it asks the wrong one.
+                let _ = self.commands_of(other).push(route);
+            }
+        }
+        if self.order.below(64) == 0 {
             self.check_references();
         }
     }
@@ -246,14 +346,17 @@ impl World {
 
     /// Steps, with the disk's answers, until the next completion.
     pub(super) fn wait(&mut self) -> Completion {
-        for _ in 0..50 {
+        if !self.beside.is_empty() {
+            return self.until(Self::completion);
+        }
+        for _ in 0..TURNS_MAX {
             self.step();
             self.disk().run_io();
             if let Some(completion) = self.completion() {
                 return completion;
             }
         }
-        panic!("no completion in 50 turns");
+        panic!("no completion in {TURNS_MAX} turns");
     }
 
     pub(super) fn put_as(
@@ -323,7 +426,16 @@ impl World {
 
     /// Every reference is accounted for, and so is every byte.
     pub(super) fn check_references(&mut self) {
-        let tables = &self.shard.store.tables;
+        for no in (0..self.shards())
+            .filter(|no| !self.lost.contains(no))
+            .collect::<Vec<_>>()
+        {
+            Self::check_references_of(self.shard_at(no));
+        }
+    }
+
+    fn check_references_of(shard: &mut Shard<MemoryDisk>) {
+        let tables = &shard.store.tables;
         let mut wanted: BTreeMap<u32, u32> = BTreeMap::new();
         let mut keys = 0;
         for (_, agent) in tables.all_agents() {
@@ -335,19 +447,19 @@ impl World {
         for child in tables.chunks.values().flatten() {
             *wanted.entry(child.object.0).or_default() += 1;
         }
-        for part in self.shard.lanes.upload_parts() {
+        for part in shard.lanes.upload_parts() {
             *wanted.entry(part.0).or_default() += 1;
         }
-        for object in self.shard.store.undo_objects() {
+        for object in shard.store.undo_objects() {
             *wanted.entry(object).or_default() += 1;
         }
-        let busy = !self.shard.pending.is_empty()
-            || self.shard.store.has_retired()
-            || self.shard.store.is_cooling()
-            || !self.shard.imports.is_empty()
-            || !self.shard.moves.is_empty()
-            || !self.shard.warming.is_empty()
-            || self.shard.collector.is_reading_any();
+        let busy = !shard.pending.is_empty()
+            || shard.store.has_retired()
+            || shard.store.is_cooling()
+            || !shard.imports.is_empty()
+            || !shard.moves.is_empty()
+            || !shard.warming.is_empty()
+            || shard.collector.is_reading_any();
         if busy {
             return;
         }
@@ -371,17 +483,54 @@ impl World {
 
     /// What a runtime finds that is started after this one was killed.
     pub(super) fn restarted(mut self, l2_bytes: usize) -> Self {
-        self.disk().kill();
-        let mut disk = self.disk().clone();
-        disk.faults = Default::default();
-        Self::sized(disk, l2_bytes, 1 << 30, self.segment_bytes)
+        let mut disks = self.disks();
+        disks.iter_mut().for_each(MemoryDisk::kill);
+        let order = self.order;
+        let mut world = Self::several(disks, l2_bytes, 1 << 30, self.segment_bytes);
+        world.order = order;
+        world
+    }
+
+    /// The disks of all shards as they are now.
+    pub(super) fn disks(&mut self) -> Vec<MemoryDisk> {
+        let shards = 0..self.shards();
+        shards
+            .map(|no| self.shard_at(no).store.disk.clone())
+            .collect()
     }
 }
 
+/// What the log of a shard says, and the log to go on with.
+fn recovered(no: ShardNo, mut disk: MemoryDisk, segment_bytes: u32) -> (Tables, Log, MemoryDisk) {
+    let mut tables = Tables::default();
+    let recovered = recover(&mut disk, no, &mut |record| tables.apply(record).unwrap()).unwrap();
+    let read = |at: Location| {
+        use crate::segment::SegmentFiles;
+        let mut bytes = vec![0; at.bytes as usize];
+        let read = disk
+            .read_at(at.segment, u64::from(at.offset), &mut bytes)
+            .ok()?;
+        (read == bytes.len()).then_some(bytes)
+    };
+    tables.finish(&recovered.start.dropped, read).unwrap();
+    let config = LogConfig {
+        shard: no,
+        log_id: recovered.log_id.unwrap_or(LogId(7)),
+        segment_bytes,
+        buffer_bytes: 512 << 10,
+    };
+    (tables, Log::new(config, recovered.start), disk)
+}
+
 pub(super) fn rings(lane: LaneNo) -> (ServerLane, ClientLane) {
+    rings_at(lane, ShardNo(0))
+}
+
+/// Rings of a lane that is attached at a shard.
+pub(super) fn rings_at(lane: LaneNo, at: ShardNo) -> (ServerLane, ClientLane) {
     let sizes = LaneSizes::DEFAULT;
     let (ring, fds) = ServerLane::create(sizes).unwrap();
-    let client = ClientLane::map(&fds.client, &fds.server, sizes, lane, ShardNo(0)).unwrap();
+    let client = ClientLane::map(&fds.client, &fds.server, sizes, lane, at).unwrap();
     (ring, client)
 }
 
@@ -1143,9 +1292,13 @@ impl World {
             lane,
             reply: Answer::new(move |()| reply.send(()).unwrap()),
         };
-        assert!(self.commands.push(detach).is_ok());
-        self.step();
-        answer.try_recv().unwrap();
+        let commands = self.commands_of(self.owner_of(b"agent"));
+        assert!(commands.push(detach).is_ok());
+        if self.beside.is_empty() {
+            self.step();
+            return answer.try_recv().unwrap();
+        }
+        self.until(|_| answer.try_recv().ok())
     }
 
     /// Attaches a further lane; what is submitted from now on goes over it.

@@ -262,6 +262,7 @@ impl<D: Disk> Shard<D> {
                 collector.so_far.objects = sweep.objects;
                 collector.complained = false;
                 store.tables.objects.end_round();
+                store.swept = true;
                 Phase::Choose
             }
             // One that is gone must not be said again.

@@ -6,19 +6,52 @@
 //! Invariants
 //! - each command is carried out by one shard: that which has the lane or the agent.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::id::{LaneNo, SessionNo, ShardNo};
+use crate::id::{AgentNo, LaneNo, SessionNo, ShardNo};
 use crate::segment::Disk;
 use crate::shard::migrate::Leaving;
-use crate::shard::peer::PeerMessage;
+use crate::shard::peer::{PeerMessage, owner};
+use crate::shard::store::Store;
 use crate::shard::{AttachError, AttachRequest, Command, Routes, Shard};
+
+/// Finds the agents that are not on the shard that their names say. Of one that two shards have, as a crash in
+/// a move leaves it, the copy that moved less often is it: the other one ends.
+#[must_use]
+pub fn settle_moves<D: Disk>(stores: &mut [Store<D>]) -> Routes {
+    /// Moves, shard, number.
+    type Place = (u32, usize, AgentNo);
+    let mut places: HashMap<Box<[u8]>, Vec<Place>> = HashMap::new();
+    for (shard, store) in stores.iter().enumerate() {
+        for (no, agent) in store.tables.all_agents() {
+            let places = places.entry(agent.name.clone()).or_default();
+            places.push((agent.moves, shard, no));
+        }
+    }
+    let mut routes = Routes::new();
+    for (name, mut places) in places {
+        places.sort_unstable();
+        let mut places = places.into_iter();
+        let Some((moves, shard, _)) = places.next() else {
+            continue;
+        };
+        for (_, shard, no) in places {
+            stores[shard].end_agent(no);
+        }
+        let shard = ShardNo(shard as u16);
+        if shard != owner(&name, stores.len()) {
+            routes.insert(name, (shard, moves));
+        }
+    }
+    routes
+}
 
 impl<D: Disk> Shard<D> {
     /// The shard that has an agent, or would have it.
     pub(in crate::shard) fn home(&self, agent: &[u8]) -> ShardNo {
         let known = self.routes.get(agent).map(|(shard, _)| *shard);
-        known.unwrap_or_else(|| crate::shard::owner(agent, self.port.shards()))
+        known.unwrap_or_else(|| owner(agent, self.port.shards()))
     }
 
     /// Notes where an agent is, unless something younger is known.
