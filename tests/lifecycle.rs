@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use helios::Runtime;
 use helios::agent::RefusalCode;
@@ -640,6 +640,42 @@ fn an_agent_moves_fifty_times_while_lanes_hammer_it_and_nothing_is_lost_or_doubl
     check(&mut lane);
     let names = runtime.session().agents("", 0).unwrap().items;
     assert_eq!(names.iter().filter(|item| item.name == "mover").count(), 1);
+    drop(lane);
+    runtime.shutdown().unwrap();
+}
+
+/// A move drops uploads that are half done: whoever writes in one call does not see that.
+#[test]
+fn large_values_are_written_while_their_agent_moves() {
+    let dir = tempfile::tempdir().unwrap();
+    let runtime = start(dir.path());
+    let session = runtime.session();
+    let mut lane = attach(session, "mover");
+    let home = owner(b"mover", 2).0;
+    let (stop, written) = (AtomicBool::new(false), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let mut random = Random(31);
+            while !stop.load(Ordering::Relaxed) {
+                let value = random.bytes(600_000);
+                lane.put(b"large", &value).unwrap();
+                assert!(value_of(&mut lane, b"large").unwrap().unwrap() == value);
+                written.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        for round in 0..30u16 {
+            let to = ShardNo((home + round + 1) % 2);
+            session.migrate_agent("mover", to).unwrap();
+            // Some in the middle of a value, and each value meets few of them.
+            let before = written.load(Ordering::Relaxed);
+            common::wait_for("another value", || {
+                let is_more = written.load(Ordering::Relaxed) > before;
+                (is_more || writer.is_finished()).then_some(())
+            });
+        }
+        stop.store(true, Ordering::Relaxed);
+        writer.join().unwrap();
+    });
     drop(lane);
     runtime.shutdown().unwrap();
 }
