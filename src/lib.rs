@@ -8,6 +8,7 @@ pub mod agent;
 pub mod cache;
 pub mod client;
 pub mod config;
+mod crash;
 pub mod id;
 pub mod io;
 pub mod mesh;

@@ -15,6 +15,7 @@ use serde::Serialize;
 use crate::agent::call::{self, BranchInfo, Call, Checkpointed, Id, Policy, Revision};
 use crate::agent::entry::{Completion, Status, Submission};
 use crate::config::Durability;
+use crate::crash;
 use crate::id::{BranchNo, ObjectId, Retention};
 use crate::segment::{Disk, Head, Sequence};
 use crate::shard::agent::{BranchRef, FORK_NUMBERS, MAIN, Tag};
@@ -245,7 +246,9 @@ impl<D: Disk> Shard<D> {
             wall_ms: self.wall_ms(),
         };
         let prepared = self.store.prepare_checkpoint(place, &asked)?;
+        crash::point("commit.appended");
         self.flush_commit()?;
+        crash::point("commit.flushed");
         self.store.committed(place, &prepared);
         call::push(&checkpointed(&prepared), &mut self.answer);
         Ok(Outcome {

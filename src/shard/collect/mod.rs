@@ -24,6 +24,7 @@ mod reader;
 mod restate;
 mod sweep;
 
+use crate::crash;
 use crate::id::SegmentNo;
 use crate::segment::index::ObjectNo;
 use crate::segment::{Disk, DiskError, IoRequest, Sequence};
@@ -71,6 +72,25 @@ enum Phase {
     Remove(u64),
     /// These files are still to go.
     Removing(Vec<SegmentNo>),
+}
+
+impl Phase {
+    /// Where a crash is asked for.
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Idle => "collect.idle",
+            Self::Mark => "collect.mark",
+            Self::Sweep(_) => "collect.sweep",
+            Self::Choose => "collect.choose",
+            Self::Restate(_) => "collect.restate",
+            Self::Move => "collect.move",
+            Self::Settle(_) => "collect.settle",
+            Self::Say => "collect.say",
+            Self::Drop(_) => "collect.drop",
+            Self::Remove(_) => "collect.remove",
+            Self::Removing(_) => "collect.removing",
+        }
+    }
 }
 
 /// The collections of a shard.
@@ -305,6 +325,7 @@ impl<D: Disk> Shard<D> {
             }
             Phase::Removing(_) => return Ok(false),
         };
+        crash::point(next.name());
         *phase = next;
         Ok(true)
     }
@@ -366,6 +387,7 @@ impl<D: Disk> Shard<D> {
         store.log.end_segment(&mut store.disk);
         collector.settled = store.log.next_segment();
         *phase = Phase::Restate(store.begin_restate());
+        crash::point(phase.name());
         Ok(true)
     }
 
