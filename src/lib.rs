@@ -28,6 +28,11 @@ pub use runtime::Runtime;
 #[global_allocator]
 static ALLOCATOR: metrics::CountingAllocator = metrics::CountingAllocator;
 
+/// The simulated disk against the kernel.
+#[cfg(test)]
+#[path = "../tests/power_cuts/mod.rs"]
+mod power_cuts;
+
 /// Compiles the examples of the README with the doc tests.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
