@@ -198,7 +198,14 @@ impl<D: Disk> Shard<D> {
             collector.busy_at = now;
         }
         let lately = now - collector.busy_at < LATELY_NS;
-        if (lately && now < collector.next_at) || now < collector.retry_at {
+        if lately && now < collector.next_at {
+            // What woke the shard for this step may be the last thing that does.
+            if !is_idle && !collector.has_work(now) {
+                collector.retry_at = collector.retry_at.max(collector.next_at);
+            }
+            return false;
+        }
+        if now < collector.retry_at {
             return false;
         }
         if collector.reading.is_some() || (is_idle && !self.is_collection_due()) {
@@ -275,6 +282,8 @@ impl<D: Disk> Shard<D> {
                 collector.so_far.objects = sweep.objects;
                 collector.complained = false;
                 store.tables.objects.end_round();
+                // Those that are left were reached, with all that they name, or came since.
+                store.nodes_are_whole = true;
                 Phase::Choose
             }
             // One that is gone must not be said again.
