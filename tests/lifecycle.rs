@@ -644,6 +644,41 @@ fn an_agent_moves_fifty_times_while_lanes_hammer_it_and_nothing_is_lost_or_doubl
     runtime.shutdown().unwrap();
 }
 
+/// A tree's node that nothing needs any more is in the log as long as its segment has something else, and is found
+/// again by a start; the values that it names may have gone with theirs. An agent that comes back needs them all.
+#[test]
+fn an_agent_that_comes_back_after_a_collection_and_a_restart_has_its_values() {
+    let dir = tempfile::tempdir().unwrap();
+    let runtime = start(dir.path());
+    let session = runtime.session();
+    let (moved, stays) = (named("moved", 0), named("stays", 0));
+    let (mut lane, mut other) = (attach(session, &moved), attach(session, &stays));
+    let mut random = Random(41);
+    let mut put = |lane: &mut Lane, stem: &str, count: u32| {
+        for no in 0..count {
+            let key = format!("{stem}/{no}").into_bytes();
+            lane.put(&key, &random.bytes(12_000)).unwrap();
+        }
+    };
+    // A segment of values, one with their tree among values that stay, and the beginning of a third.
+    put(&mut lane, "value", 330);
+    put(&mut other, "before", 60);
+    checkpoint(&mut lane);
+    put(&mut other, "behind", 300);
+    let held = state(&mut lane);
+    session.migrate_agent(&moved, ShardNo(1)).unwrap();
+    assert!(runtime.collect().segments > 0, "no segment went");
+    drop((lane, other));
+    runtime.shutdown().unwrap();
+    let runtime = start(dir.path());
+    let session = runtime.session();
+    session.migrate_agent(&moved, ShardNo(0)).unwrap();
+    let mut lane = attach(session, &moved);
+    assert!(state(&mut lane) == held);
+    drop(lane);
+    runtime.shutdown().unwrap();
+}
+
 /// A move drops uploads that are half done: whoever writes in one call does not see that.
 #[test]
 fn large_values_are_written_while_their_agent_moves() {
@@ -668,7 +703,7 @@ fn large_values_are_written_while_their_agent_moves() {
             session.migrate_agent("mover", to).unwrap();
             // Some in the middle of a value, and each value meets few of them.
             let before = written.load(Ordering::Relaxed);
-            common::wait_for("another value", || {
+            wait_for("another value", || {
                 let is_more = written.load(Ordering::Relaxed) > before;
                 (is_more || writer.is_finished()).then_some(())
             });

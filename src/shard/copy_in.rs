@@ -9,7 +9,8 @@
 //! [`IMPORT_BYTES_PER_TURN`]. Memory: nodes whose children are on their way, some hundred KiB.
 //!
 //! Invariants
-//! - a node that is kept has all that it names behind it, also after a crash in the middle of a copy.
+//! - a node that is kept has all that it names behind it, also after a crash in the middle of a copy; where
+//!   segments were given up, that is relied on only once a collection has ended since the start.
 //! - what a copy found or stored is held until its end: no collection takes it.
 //! - every parked operation is begun again or answered, whatever becomes of the other shard; of a lane
 //!   that is gone the copy ends.
@@ -445,11 +446,16 @@ impl Import {
 
     /// Does without an object that is gone, and without those that name it.
     fn forget(&mut self, id: ObjectId) {
-        let mut gone = vec![id];
+        let (mut gone, mut forgotten) = (vec![id], HashSet::new());
         while let Some(id) = gone.pop() {
             self.seen.remove(&id);
+            forgotten.insert(id);
             let missing = self.missing.remove(&id);
             gone.extend(missing.into_iter().flat_map(|missing| missing.above));
+        }
+        // Wanted again, they count anew what they wait for.
+        for missing in self.missing.values_mut() {
+            missing.above.retain(|above| !forgotten.contains(above));
         }
     }
 
@@ -485,6 +491,10 @@ impl Import {
                 self.complete.pop();
                 self.appended(&id);
             } else if let Some((id, kind, bytes)) = self.arrived.pop_front() {
+                if !self.missing.contains_key(&id) {
+                    // It was forgotten while it was on its way.
+                    continue;
+                }
                 *left = left.saturating_sub(OBJECT_HEAD_BYTES);
                 match self.take(store, id, kind, &bytes) {
                     Err(Refused::Wait) => {
@@ -621,7 +631,7 @@ impl<D: Disk> Store<D> {
     /// Holds an object with all that it names, if it is here and stays anyway; whether it is. Of a checkpoint
     /// that is here its tree need not be.
     fn hold_kept(&mut self, id: &ObjectId, held: &mut Vec<ObjectNo>) -> bool {
-        let kept = self.find_sound(id).filter(|&no| {
+        let kept = self.find_whole(id).filter(|&no| {
             let object = self.tables.objects.get(no);
             object.kept && object.kind != ObjectKind::Checkpoint
         });
@@ -632,12 +642,22 @@ impl<D: Disk> Store<D> {
         kept.is_some()
     }
 
+    /// The object of that id, if it is here with all that it names. A node that nothing needed any more is in the
+    /// log until its segment goes, and what it names may have gone before: such nodes are found again after a
+    /// start, until a collection has told them from the others.
+    fn find_whole(&mut self, id: &ObjectId) -> Option<ObjectNo> {
+        let whole = self.nodes_are_whole;
+        let object = self.find_sound(id)?;
+        let kind = self.tables.objects.get(object).kind;
+        (whole || kind != ObjectKind::Node).then_some(object)
+    }
+
     /// Has an object stay that is here, and holds it; whether it is here.
     ///
     /// # Errors
     /// As [`Store::ready`].
     fn keep_known(&mut self, id: &ObjectId, held: &mut Vec<ObjectNo>) -> Result<bool, Refused> {
-        let Some(no) = self.find_sound(id) else {
+        let Some(no) = self.find_whole(id) else {
             return Ok(false);
         };
         let object = self.tables.objects.get(no);

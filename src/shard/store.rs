@@ -17,7 +17,7 @@
 use std::collections::VecDeque;
 
 use crate::cache::{EntryNo, L2};
-use crate::id::{AgentNo, ObjectId};
+use crate::id::{AgentNo, ObjectId, SegmentNo};
 use crate::segment::index::{NOT_CACHED, ObjectNo};
 use crate::segment::{
     Appended, Disk, DiskError, HEAD_BYTES_MAX, Head, IoReply, Location, Log, LogError, LogEvent,
@@ -178,6 +178,8 @@ pub struct Store<D> {
     /// Everything is being said again.
     pub(super) restating: Option<Restated>,
     pub(super) last_restated: Restated,
+    /// A node that is found is here with all that it names: no segment is missing, or a collection has ended.
+    pub(super) nodes_are_whole: bool,
 }
 
 impl<D: Disk> Store<D> {
@@ -187,6 +189,7 @@ impl<D: Disk> Store<D> {
             log.garbage(segment, bytes);
         }
         let index_bytes = tables.memory_bytes();
+        let nodes_are_whole = log.settled() == SegmentNo::default();
         let delete_reserve_bytes =
             (log.batch_bytes_max() / DELETE_RESERVE_SHARE).min(DELETE_RESERVE_BYTES_MAX);
         Self {
@@ -212,6 +215,7 @@ impl<D: Disk> Store<D> {
             holds: 0,
             restating: None,
             last_restated: 0,
+            nodes_are_whole,
         }
     }
 
