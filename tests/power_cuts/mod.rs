@@ -231,27 +231,29 @@ impl Script {
             0 => self.request().map(|(_, request)| request),
             _ => None,
         };
+        let mut answered = false;
         if let Some(request) = &under_way {
             self.said.push(format!("meanwhile {:?}", named(&request())));
             self.real.submit(request()).unwrap();
             let pause = self.random.below(400) as u64;
             std::thread::sleep(Duration::from_micros(pause));
-            // A removal has two stations.
+            // A removal has two stations. What is answered after the cut counts for nothing: a file system that is
+            // shut down may say that a sync is done which is not (ext4, of preallocated extents).
             if let Some(reply) = self.real.poll() {
                 assert_eq!(result_of(&reply), Ok(()));
+                answered = true;
             }
         }
         machine.cut();
         let Self {
             core,
-            mut real,
+            real,
             mut model,
             directory,
             said,
             ..
         } = self;
         core.shutdown();
-        let answered = std::iter::from_fn(|| real.poll()).any(|it| result_of(&it).is_ok());
         drop(real);
         machine.restart();
         let files = read(&directory);
