@@ -29,10 +29,9 @@ const LOOPS: u64 = 2;
 const ROUND: Duration = Duration::from_millis(600);
 
 /// Every place of `src/crash.rs`, and how often a round comes by, at most, before it may die there.
-const POINTS: [(&str, u64); 45] = [
-    ("log.write", 200),
-    ("log.rolled", 3),
-    ("log.written", 200),
+const POINTS: [(&str, u64); 44] = [
+    ("io.write", 200),
+    ("io.written", 200),
     ("turn.posted", 300),
     ("commit.appended", 40),
     ("commit.flushed", 40),

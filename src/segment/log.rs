@@ -20,7 +20,6 @@ mod collect;
 
 use std::collections::VecDeque;
 
-use crate::crash;
 use crate::id::{SegmentNo, ShardNo};
 
 use super::footer::{Footer, FooterMark};
@@ -340,7 +339,6 @@ impl Log {
         if let Err(error) = self.write(disk) {
             return Err(self.roll_back(error));
         }
-        crash::point("log.written");
         self.buffer.clear();
         self.flushed = self.last;
         self.flushed_checksum = self.checksum;
@@ -364,10 +362,8 @@ impl Log {
 
     fn write(&self, disk: &mut impl Disk) -> Result<(), DiskError> {
         let (old, new) = self.buffer.split_at(self.split);
-        crash::point("log.write");
         if let Some(rolled) = self.rolled.as_ref().filter(|_| !old.is_empty()) {
             disk.write_at(rolled.segment, rolled.flushed_end, old)?;
-            crash::point("log.rolled");
         }
         let active = self
             .active

@@ -257,7 +257,11 @@ impl<D: Disk> Shard<D> {
         };
         import.in_flight -= 1;
         match found {
-            Ok((kind, bytes)) => import.arrived.push_back((id, kind, bytes)),
+            Ok((kind, bytes)) if import.missing.contains_key(&id) => {
+                import.arrived.push_back((id, kind, bytes));
+            }
+            // It was forgotten while it was on its way.
+            Ok(_) => {}
             // Of what comes before, as much as there is will do.
             Err(_) if import.is_ancestor(&id) || !import.is_last() => import.forget(id),
             Err(status) => import.failed = Some(status),
@@ -454,9 +458,9 @@ impl Import {
             gone.extend(missing.into_iter().flat_map(|missing| missing.above));
         }
         // Wanted again, they count anew what they wait for.
-        for missing in self.missing.values_mut() {
-            missing.above.retain(|above| !forgotten.contains(above));
-        }
+        let missing = self.missing.values_mut();
+        missing.for_each(|it| it.above.retain(|id| !forgotten.contains(id)));
+        self.arrived.retain(|(id, ..)| !forgotten.contains(id));
     }
 
     /// Whether everything is here.
@@ -491,10 +495,6 @@ impl Import {
                 self.complete.pop();
                 self.appended(&id);
             } else if let Some((id, kind, bytes)) = self.arrived.pop_front() {
-                if !self.missing.contains_key(&id) {
-                    // It was forgotten while it was on its way.
-                    continue;
-                }
                 *left = left.saturating_sub(OBJECT_HEAD_BYTES);
                 match self.take(store, id, kind, &bytes) {
                     Err(Refused::Wait) => {
@@ -640,16 +640,6 @@ impl<D: Disk> Store<D> {
             held.push(no);
         }
         kept.is_some()
-    }
-
-    /// The object of that id, if it is here with all that it names. A node that nothing needed any more is in the
-    /// log until its segment goes, and what it names may have gone before: such nodes are found again after a
-    /// start, until a collection has told them from the others.
-    fn find_whole(&mut self, id: &ObjectId) -> Option<ObjectNo> {
-        let whole = self.nodes_are_whole;
-        let object = self.find_sound(id)?;
-        let kind = self.tables.objects.get(object).kind;
-        (whole || kind != ObjectKind::Node).then_some(object)
     }
 
     /// Has an object stay that is here, and holds it; whether it is here.

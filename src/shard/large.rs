@@ -253,4 +253,14 @@ impl<D: Disk> Store<D> {
         }
         Some(object)
     }
+
+    /// The object of that id, if it is here with all that it names. A node that nothing needed any more is in the
+    /// log until its segment goes, and what it names may have gone before: such nodes are found again after a
+    /// start, until a collection has told them from the others.
+    pub(super) fn find_whole(&mut self, id: &ObjectId) -> Option<ObjectNo> {
+        let whole = self.nodes_are_whole;
+        let object = self.find_sound(id)?;
+        let kind = self.tables.objects.get(object).kind;
+        (whole || kind != ObjectKind::Node).then_some(object)
+    }
 }
