@@ -8,6 +8,7 @@ pub mod agent;
 pub mod cache;
 pub mod client;
 pub mod config;
+mod crash;
 pub mod id;
 pub mod io;
 pub mod mesh;
@@ -26,6 +27,11 @@ pub use runtime::Runtime;
 #[cfg(test)]
 #[global_allocator]
 static ALLOCATOR: metrics::CountingAllocator = metrics::CountingAllocator;
+
+/// The simulated disk against the kernel.
+#[cfg(test)]
+#[path = "../tests/power_cuts/mod.rs"]
+mod power_cuts;
 
 /// Compiles the examples of the README with the doc tests.
 #[cfg(doctest)]

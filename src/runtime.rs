@@ -44,6 +44,7 @@ pub use verify::{Finding, Verified, verify_data_dir};
 use crate::cache::L2;
 use crate::client::{Attach, ClientError, Lane, Session};
 use crate::config::{Choice, Config, ConfigError, Io};
+use crate::crash;
 use crate::id::ShardNo;
 use crate::io::{Backend, IoCore, IoError, IoOptions, ShardDisk, ShardFiles};
 use crate::mesh::mesh;
@@ -461,6 +462,7 @@ impl Runtime {
     /// # Errors
     /// The first shard whose last records did not reach the device; the others are stopped too.
     pub fn shutdown(mut self) -> Result<(), ShutdownError> {
+        crash::point("end.begun");
         let answers: Vec<_> = (0..self.shards.len())
             .map(|no| self.control.shutdown_shard(ShardNo(no as u16)))
             .collect();
@@ -475,6 +477,7 @@ impl Runtime {
             };
             outcome = outcome.and(ended);
         }
+        crash::point("end.synced");
         self.stop_threads();
         // Behind the shards: it ends the sessions, and what is pending of them was to be completed.
         if let Some(listener) = self.listener.take() {
@@ -483,6 +486,7 @@ impl Runtime {
         if let Some(io) = self.io.take() {
             io.shutdown();
         }
+        crash::point("end.done");
         outcome
     }
 

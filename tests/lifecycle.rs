@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use helios::Runtime;
 use helios::agent::RefusalCode;
@@ -640,6 +640,77 @@ fn an_agent_moves_fifty_times_while_lanes_hammer_it_and_nothing_is_lost_or_doubl
     check(&mut lane);
     let names = runtime.session().agents("", 0).unwrap().items;
     assert_eq!(names.iter().filter(|item| item.name == "mover").count(), 1);
+    drop(lane);
+    runtime.shutdown().unwrap();
+}
+
+/// A tree's node that nothing needs any more is in the log as long as its segment has something else, and is found
+/// again by a start; the values that it names may have gone with theirs. An agent that comes back needs them all.
+#[test]
+fn an_agent_that_comes_back_after_a_collection_and_a_restart_has_its_values() {
+    let dir = tempfile::tempdir().unwrap();
+    let runtime = start(dir.path());
+    let session = runtime.session();
+    let (moved, stays) = (named("moved", 0), named("stays", 0));
+    let (mut lane, mut other) = (attach(session, &moved), attach(session, &stays));
+    let mut random = Random(41);
+    let mut put = |lane: &mut Lane, stem: &str, count: u32| {
+        for no in 0..count {
+            let key = format!("{stem}/{no}").into_bytes();
+            lane.put(&key, &random.bytes(12_000)).unwrap();
+        }
+    };
+    // A segment of values, one with their tree among values that stay, and the beginning of a third.
+    put(&mut lane, "value", 330);
+    put(&mut other, "before", 60);
+    checkpoint(&mut lane);
+    put(&mut other, "behind", 300);
+    let held = state(&mut lane);
+    session.migrate_agent(&moved, ShardNo(1)).unwrap();
+    assert!(runtime.collect().segments > 0, "no segment went");
+    drop((lane, other));
+    runtime.shutdown().unwrap();
+    let runtime = start(dir.path());
+    let session = runtime.session();
+    session.migrate_agent(&moved, ShardNo(0)).unwrap();
+    let mut lane = attach(session, &moved);
+    assert!(state(&mut lane) == held);
+    drop(lane);
+    runtime.shutdown().unwrap();
+}
+
+/// A move drops uploads that are half done: whoever writes in one call does not see that.
+#[test]
+fn large_values_are_written_while_their_agent_moves() {
+    let dir = tempfile::tempdir().unwrap();
+    let runtime = start(dir.path());
+    let session = runtime.session();
+    let mut lane = attach(session, "mover");
+    let home = owner(b"mover", 2).0;
+    let (stop, written) = (AtomicBool::new(false), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let mut random = Random(31);
+            while !stop.load(Ordering::Relaxed) {
+                let value = random.bytes(600_000);
+                lane.put(b"large", &value).unwrap();
+                assert!(value_of(&mut lane, b"large").unwrap().unwrap() == value);
+                written.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        for round in 0..30u16 {
+            let to = ShardNo((home + round + 1) % 2);
+            session.migrate_agent("mover", to).unwrap();
+            // Some in the middle of a value, and each value meets few of them.
+            let before = written.load(Ordering::Relaxed);
+            wait_for("another value", || {
+                let is_more = written.load(Ordering::Relaxed) > before;
+                (is_more || writer.is_finished()).then_some(())
+            });
+        }
+        stop.store(true, Ordering::Relaxed);
+        writer.join().unwrap();
+    });
     drop(lane);
     runtime.shutdown().unwrap();
 }

@@ -12,7 +12,7 @@ use std::process::Command;
 
 /// Rooms by floor. Imports go down; never up, never sideways.
 const FLOORS: [&[&str]; 6] = [
-    &["id", "config", "metrics", "mesh", "shared"],
+    &["id", "config", "crash", "metrics", "mesh", "shared"],
     &["agent", "cache", "segment", "state", "prefetch"],
     &["shard", "client"],
     &["io", "topology"],

@@ -42,6 +42,8 @@ const SLEEP: Duration = Duration::from_millis(100);
 const ALIVE_FOR_MS: u64 = 10;
 /// Times a value may change under a read in parts.
 const CHANGES_MAX: u32 = 16;
+/// Times that a large value is sent while its agent is moved again and again.
+const UPLOADS_MAX: u32 = 8;
 
 #[derive(Debug)]
 struct Request {
@@ -194,6 +196,22 @@ impl Lane {
                 .finish(ticket, None)
                 .map(|completion| Written::of(&completion));
         }
+        for _ in 1..UPLOADS_MAX {
+            match self.put_parts(key, value, options) {
+                // The agent was moved, which drops what nothing names yet.
+                Err(ClientError::UploadOutOfOrder { expected: 0 }) => {}
+                done => return done,
+            }
+        }
+        self.put_parts(key, value, options)
+    }
+
+    fn put_parts(
+        &mut self,
+        key: &[u8],
+        value: &[u8],
+        options: PutOptions,
+    ) -> Result<Written, ClientError> {
         // Parts before the last make no promise: what counts is the record that names them.
         let (head, last) = value.split_at((value.len() - 1) / PART * PART);
         for (no, part) in head.chunks(PART).enumerate() {

@@ -28,6 +28,7 @@ use std::path::{Path, PathBuf};
 use super::IoError;
 use super::file;
 use super::line::{Made, READ_LINES, ShardEnd};
+use crate::crash;
 use crate::id::SegmentNo;
 use crate::segment::{Disk, DiskError, IoReply, IoRequest, Location};
 
@@ -243,7 +244,10 @@ impl Disk for ShardDisk {
             Some(file) => file,
             none => none.insert(file::open(&self.directory, segment)?),
         };
-        file::write(file, segment, offset, bytes)
+        crash::point("io.write");
+        file::write(file, segment, offset, bytes)?;
+        crash::point("io.written");
+        Ok(())
     }
 
     fn resident(&mut self, at: Location) -> Option<&[u8]> {

@@ -19,6 +19,7 @@ use rustix::fs::{FallocateFlags, Mode, OFlags, ResolveFlags};
 use rustix::io::{Errno, ReadWriteFlags};
 
 use super::line::Made;
+use crate::crash;
 use crate::id::SegmentNo;
 use crate::segment::DiskError;
 
@@ -71,6 +72,7 @@ pub(super) fn create(directory: &Path, segment: SegmentNo, bytes: u32) -> Result
         .create_new(true)
         .open(&path)
         .map_err(|error| failed("open", segment, &error))?;
+    crash::point("io.named");
     match complete(&file, directory, segment, bytes) {
         Ok(()) => Ok(Made { file, bytes }),
         Err(error) => {

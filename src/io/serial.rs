@@ -19,6 +19,7 @@ use std::path::PathBuf;
 
 use super::file;
 use super::line::{Inbox, Outbox};
+use crate::crash;
 use crate::id::SegmentNo;
 use crate::segment::{DiskError, IoReply, IoRequest, Sequence};
 
@@ -94,7 +95,9 @@ impl<D: Device> Serial<D> {
             IoRequest::Remove { segment } => {
                 self.files.remove(&segment);
                 self.failed.remove(&segment);
+                crash::point("io.remove");
                 let result = file::cut_now(&self.directory, segment, 0);
+                crash::point("io.removed");
                 outbox.push(IoReply::Removed { segment, result }, None);
             }
             IoRequest::Read { .. } => unreachable!("reads have lines of their own"),
@@ -103,7 +106,9 @@ impl<D: Device> Serial<D> {
     }
 
     fn create(&mut self, segment: SegmentNo, bytes: u32, outbox: &mut Outbox) {
+        crash::point("io.create");
         let made = file::create(&self.directory, segment, bytes);
+        crash::point("io.created");
         let (result, made) = match made {
             Ok(made) => (Ok(()), Some(made)),
             Err(error) => (Err(error), None),
@@ -121,7 +126,9 @@ impl<D: Device> Serial<D> {
             Entry::Occupied(file) => file.into_mut(),
             Entry::Vacant(place) => place.insert(file::open(&self.directory, segment)?),
         };
+        crash::point("io.sync");
         let result = self.device.sync(segment, file);
+        crash::point("io.synced");
         if let Err(error) = &result {
             self.failed.insert(segment, error.clone());
         }
@@ -131,10 +138,13 @@ impl<D: Device> Serial<D> {
     fn seal(&mut self, segment: SegmentNo, data_end: u32, footer: &[u8]) -> Result<(), DiskError> {
         self.sync(segment)?;
         let end = u64::from(data_end) + footer.len() as u64;
+        crash::point("io.seal");
         file::write(&self.files[&segment], segment, data_end, footer)?;
+        crash::point("io.footer");
         self.sync(segment)?;
         if let Some(file) = self.files.remove(&segment) {
             file::cut(&file, segment, end);
+            crash::point("io.sealed");
         }
         Ok(())
     }

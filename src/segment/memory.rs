@@ -8,6 +8,9 @@
 //!   any single write since: sectors are whole, their order is lost.
 //! - names are durable as soon as the call that made them returned.
 
+#[path = "../../tests/power_cuts/allowed.rs"]
+mod allowed;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::path::PathBuf;

@@ -20,6 +20,7 @@
 //!   last one first; then each segment that was scanned is synced and sealed, so that the log never
 //!   goes on behind bytes that a power cut could still take.
 
+use crate::crash;
 use crate::id::{SegmentNo, ShardNo};
 
 use super::chunk::Chunk;
@@ -54,6 +55,7 @@ pub fn recover<F: SegmentFiles + ?Sized>(
     let found = read_headers(files, shard)?;
     let mut walk = Walk::over(files, visit, &found);
     let mut kept = walk.segments()?;
+    crash::point("recover.read");
     let count = kept.segments.len();
     let dropped = walk.take_dropped(&mut kept);
     let tail = kept.segments.last().copied();
@@ -63,10 +65,14 @@ pub fn recover<F: SegmentFiles + ?Sized>(
         Some(unsealed) => walk.keep_tail(unsealed, kept.last)?,
         None => None,
     };
+    crash::point("recover.tail");
     walk.mark_damaged(&kept.unsealed)?;
+    crash::point("recover.marked");
     walk.put_aside(&found[count..])?;
+    crash::point("recover.aside");
     for unsealed in &kept.unsealed {
         walk.seal(unsealed)?;
+        crash::point("recover.sealed");
     }
     Ok(walk.recovered(kept, cut, dropped))
 }
@@ -607,6 +613,7 @@ impl<F: SegmentFiles + ?Sized> Walk<'_, F> {
             let from = header.map_or(0, |_| SEGMENT_HEADER_BYTES as u64);
             if not_zero(self.files, &mut self.look, *file, from)? == 0 {
                 self.files.remove_empty(file.segment)?;
+                crash::point("recover.removed");
             } else {
                 self.files.set_aside(file.segment)?;
                 self.set_aside.push(file.segment);
@@ -626,6 +633,7 @@ impl<F: SegmentFiles + ?Sized> Walk<'_, F> {
         let end = data_end + unsealed.footer.len() as u64;
         self.files.sync(segment)?;
         self.files.write_at(segment, data_end, &unsealed.footer)?;
+        crash::point("recover.footer");
         self.files.sync(segment)?;
         if unsealed.file.bytes > end || unsealed.damaged {
             self.files.truncate(segment, end)?;

@@ -15,6 +15,7 @@ use serde::Serialize;
 use crate::agent::call::{self, BranchInfo, Call, Checkpointed, Id, Policy, Revision};
 use crate::agent::entry::{Completion, Status, Submission};
 use crate::config::Durability;
+use crate::crash;
 use crate::id::{BranchNo, ObjectId, Retention};
 use crate::metrics::thread_allocations;
 use crate::segment::{Disk, Head, Sequence};
@@ -247,7 +248,9 @@ impl<D: Disk> Shard<D> {
         };
         let before = thread_allocations();
         let prepared = self.store.prepare_checkpoint(place, &asked)?;
+        crash::point("commit.appended");
         self.flush_commit()?;
+        crash::point("commit.flushed");
         self.store.committed(place, &prepared);
         let allocations = thread_allocations() - before;
         self.counters().allocations_checkpoint.add(allocations);

@@ -9,8 +9,8 @@
 //! [`IMPORT_BYTES_PER_TURN`]. Memory: nodes whose children are on their way, some hundred KiB.
 //!
 //! Invariants
-//! - a node that is kept has all that it names behind it, also after a crash in the middle of a copy; one
-//!   that a start found is not believed to, before a collection has swept.
+//! - a node that is kept has all that it names behind it, also after a crash in the middle of a copy; where
+//!   segments were given up, that is relied on only once a collection has ended since the start.
 //! - what a copy found or stored is held until its end: no collection takes it.
 //! - every parked operation is begun again or answered, whatever becomes of the other shard; of a lane
 //!   that is gone the copy ends.
@@ -257,7 +257,11 @@ impl<D: Disk> Shard<D> {
         };
         import.in_flight -= 1;
         match found {
-            Ok((kind, bytes)) => import.arrived.push_back((id, kind, bytes)),
+            Ok((kind, bytes)) if import.missing.contains_key(&id) => {
+                import.arrived.push_back((id, kind, bytes));
+            }
+            // It was forgotten while it was on its way.
+            Ok(_) => {}
             // Of what comes before, as much as there is will do.
             Err(_) if import.is_ancestor(&id) || !import.is_last() => import.forget(id),
             Err(status) => import.failed = Some(status),
@@ -446,12 +450,17 @@ impl Import {
 
     /// Does without an object that is gone, and without those that name it.
     fn forget(&mut self, id: ObjectId) {
-        let mut gone = vec![id];
+        let (mut gone, mut forgotten) = (vec![id], HashSet::new());
         while let Some(id) = gone.pop() {
             self.seen.remove(&id);
+            forgotten.insert(id);
             let missing = self.missing.remove(&id);
             gone.extend(missing.into_iter().flat_map(|missing| missing.above));
         }
+        // Wanted again, they count anew what they wait for.
+        let missing = self.missing.values_mut();
+        missing.for_each(|it| it.above.retain(|id| !forgotten.contains(id)));
+        self.arrived.retain(|(id, ..)| !forgotten.contains(id));
     }
 
     /// Whether everything is here.

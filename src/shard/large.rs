@@ -269,12 +269,14 @@ impl<D: Disk> Store<D> {
         kept.is_some()
     }
 
-    /// Whether an object that is here has all that it names behind it.
+    /// Whether an object that is here has all that it names behind it. A node that nothing needed any more is in the
+    /// log until its segment goes, and what it names may have gone before: such nodes are found again after a
+    /// start, until a collection has told them from the others.
     pub(super) fn is_whole(&self, id: &ObjectId) -> bool {
         let objects = &self.tables.objects;
         objects.find(id).is_none_or(|no| {
             let object = objects.get(no);
-            object.kind != ObjectKind::Node || (object.kept && self.swept)
+            object.kind != ObjectKind::Node || (object.kept && self.nodes_are_whole)
         })
     }
 }

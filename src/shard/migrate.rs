@@ -27,6 +27,7 @@ use std::sync::Arc;
 use crate::agent::CloseReason;
 use crate::agent::entry::Status;
 use crate::cache::WindowWriter;
+use crate::crash;
 use crate::id::{AgentNo, BranchNo, ObjectId, ShardNo};
 use crate::prefetch::AccessKind;
 use crate::segment::index::ObjectNo;
@@ -192,6 +193,7 @@ impl<D: Disk> Shard<D> {
             attaches: Vec::new(),
         };
         self.moves.departures.insert(agent, departure);
+        crash::point("move.begun");
         let name = self.store.tables.agent(agent).name.clone();
         self.say(to, name, Word::Begin);
         Ok(())
@@ -299,6 +301,7 @@ impl<D: Disk> Shard<D> {
                 }
                 let parcel = self.store.parcel(agent);
                 let name = parcel.shell.name.clone();
+                crash::point("move.still");
                 self.say(to, name, Word::Rest(Box::new(parcel)));
                 true
             }
@@ -352,6 +355,7 @@ impl<D: Disk> Shard<D> {
         self.store.ready(0, false)?;
         let appended = self.store.append(&Head::AgentGone { agent }.into())?;
         self.flush_commit()?;
+        crash::point("move.gone");
         Ok(appended.sequence)
     }
 
@@ -374,6 +378,7 @@ impl<D: Disk> Shard<D> {
         let Some(departure) = self.moves.departures.remove(&agent) else {
             return;
         };
+        crash::point("move.over");
         let to = departure.to;
         let lanes = self.lanes.hand_over(agent, to);
         self.store.holds -= lanes.iter().filter(|lane| lane.holds).count() as u32;
@@ -440,7 +445,10 @@ impl<D: Disk> Shard<D> {
                 parcel.shell.moves += 1;
                 arrival.stage = Coming::Unnamed(parcel);
             }
-            Coming::Copying => self.say(from, name.into(), Word::Copied),
+            Coming::Copying => {
+                crash::point("move.copied");
+                self.say(from, name.into(), Word::Copied);
+            }
             other => arrival.stage = other,
         }
     }
@@ -458,7 +466,10 @@ impl<D: Disk> Shard<D> {
                     Err(Refused::Wait) => {}
                     Err(_) => self.fail_arrival(name),
                     Ok(()) if self.flush_commit().is_err() => self.fail_arrival(name),
-                    Ok(()) => self.begin_landing(name),
+                    Ok(()) => {
+                        crash::point("move.named");
+                        self.begin_landing(name);
+                    }
                 }
                 true
             }
@@ -468,6 +479,7 @@ impl<D: Disk> Shard<D> {
                     Ok(true) | Err(Refused::Wait) => self.must_flush |= self.store.is_dirty(),
                     Ok(false) => match self.flush_commit() {
                         Ok(()) => {
+                            crash::point("move.landing");
                             let last = self.store.log.last();
                             self.store.log.sync_wanted(last);
                             if let Some(arrival) = self.moves.arrivals.get_mut(name) {
@@ -481,6 +493,7 @@ impl<D: Disk> Shard<D> {
                 true
             }
             Coming::Syncing(no, sequence) if self.store.log.synced() >= *sequence => {
+                crash::point("move.landed");
                 arrival.stage = Coming::Landed(*no);
                 self.say(from, name.into(), Word::Landed);
                 true
@@ -541,6 +554,7 @@ impl<D: Disk> Shard<D> {
             // The lanes close as they are dropped.
             return;
         };
+        crash::point("move.taken");
         self.end_import_of(ticket);
         let state = self.store.tables.agent_mut(agent);
         let moves = state.moves;

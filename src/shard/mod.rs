@@ -88,6 +88,7 @@ pub use tables::{Tables, TablesError};
 
 use crate::agent::entry::{BusyReason, Completion, Extent, Op, Status, Submission, Tier};
 use crate::config::Durability;
+use crate::crash;
 use crate::id::ShardNo;
 use crate::mesh::Port;
 use crate::metrics::{ShardCounters, thread_allocations};
@@ -581,6 +582,7 @@ impl<D: Disk> Shard<D> {
         self.store.trim_nodes();
         self.store.cool_some(RETIRED_PER_TURN);
         self.drive_log();
+        crash::point("turn.posted");
         self.wake_touched();
         self.fill_windows();
         if self.draining.is_some() {

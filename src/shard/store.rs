@@ -17,7 +17,7 @@
 use std::collections::VecDeque;
 
 use crate::cache::{EntryNo, L2};
-use crate::id::{AgentNo, ObjectId};
+use crate::id::{AgentNo, ObjectId, SegmentNo};
 use crate::segment::index::{NOT_CACHED, ObjectNo};
 use crate::segment::{
     Appended, Disk, DiskError, HEAD_BYTES_MAX, Head, IoReply, Location, Log, LogError, LogEvent,
@@ -177,12 +177,11 @@ pub struct Store<D> {
     uploads_bytes: u64,
     /// Operations that build a state up over several turns: nothing is swept before they end.
     pub(super) holds: u32,
-    /// A collection of this run has swept, or nothing was there: a node that is kept has all that it names. What
-    /// a start takes for needed may have lost parts of it to the collections before.
-    pub(super) swept: bool,
     /// Everything is being said again.
     pub(super) restating: Option<Restated>,
     pub(super) last_restated: Restated,
+    /// A node that is found is here with all that it names: no segment is missing, or a collection has ended.
+    pub(super) nodes_are_whole: bool,
 }
 
 impl<D: Disk> Store<D> {
@@ -192,9 +191,9 @@ impl<D: Disk> Store<D> {
             log.garbage(segment, bytes);
         }
         let index_bytes = tables.memory_bytes();
+        let nodes_are_whole = log.settled() == SegmentNo::default();
         let delete_reserve_bytes =
             (log.batch_bytes_max() / DELETE_RESERVE_SHARE).min(DELETE_RESERVE_BYTES_MAX);
-        let swept = tables.objects.is_empty();
         Self {
             tables,
             log,
@@ -217,9 +216,9 @@ impl<D: Disk> Store<D> {
             large: LargeValue::default(),
             uploads_bytes: 0,
             holds: 0,
-            swept,
             restating: None,
             last_restated: 0,
+            nodes_are_whole,
         }
     }
 

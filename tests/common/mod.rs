@@ -131,6 +131,30 @@ impl Drop for Served {
     }
 }
 
+/// A directory in memory where there is one: for what is killed, not cut, no device has to be waited for.
+pub fn memory_dir() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").unwrap_or_else(|_| tempfile::tempdir().unwrap())
+}
+
+/// A directory that stays, and is named, where the test fails.
+pub struct KeptIfFailed(pub Option<tempfile::TempDir>);
+
+impl KeptIfFailed {
+    pub fn path(&self) -> &Path {
+        self.0.as_ref().unwrap().path()
+    }
+}
+
+impl Drop for KeptIfFailed {
+    fn drop(&mut self) {
+        if std::thread::panicking()
+            && let Some(dir) = self.0.take()
+        {
+            println!("kept: {}", dir.keep().display());
+        }
+    }
+}
+
 /// A configuration of a small runtime in this process: one shard, plain threads.
 pub fn small_config(dir: &Path, segment_mib: u32, memory_mib: u64) -> Config {
     Config {

@@ -24,6 +24,7 @@ mod reader;
 mod restate;
 mod sweep;
 
+use crate::crash;
 use crate::id::SegmentNo;
 use crate::segment::index::ObjectNo;
 use crate::segment::{Disk, DiskError, IoRequest, Sequence};
@@ -71,6 +72,25 @@ enum Phase {
     Remove(u64),
     /// These files are still to go.
     Removing(Vec<SegmentNo>),
+}
+
+impl Phase {
+    /// Where a crash is asked for.
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Idle => "collect.idle",
+            Self::Mark => "collect.mark",
+            Self::Sweep(_) => "collect.sweep",
+            Self::Choose => "collect.choose",
+            Self::Restate(_) => "collect.restate",
+            Self::Move => "collect.move",
+            Self::Settle(_) => "collect.settle",
+            Self::Say => "collect.say",
+            Self::Drop(_) => "collect.drop",
+            Self::Remove(_) => "collect.remove",
+            Self::Removing(_) => "collect.removing",
+        }
+    }
 }
 
 /// The collections of a shard.
@@ -184,7 +204,14 @@ impl<D: Disk> Shard<D> {
             collector.busy_at = now;
         }
         let lately = now - collector.busy_at < LATELY_NS;
-        if (lately && now < collector.next_at) || now < collector.retry_at {
+        if lately && now < collector.next_at {
+            // What woke the shard for this step may be the last thing that does.
+            if !is_idle && !collector.has_work(now, false) {
+                collector.retry_at = collector.retry_at.max(collector.next_at);
+            }
+            return false;
+        }
+        if now < collector.retry_at {
             return false;
         }
         if collector.reading.is_some() || (is_idle && !self.is_collection_due()) {
@@ -262,7 +289,8 @@ impl<D: Disk> Shard<D> {
                 collector.so_far.objects = sweep.objects;
                 collector.complained = false;
                 store.tables.objects.end_round();
-                store.swept = true;
+                // Those that are left were reached, with all that they name, or came since.
+                store.nodes_are_whole = true;
                 Phase::Choose
             }
             // One that is gone must not be said again.
@@ -313,6 +341,7 @@ impl<D: Disk> Shard<D> {
             }
             Phase::Removing(_) => return Ok(false),
         };
+        crash::point(next.name());
         *phase = next;
         Ok(true)
     }
@@ -374,6 +403,7 @@ impl<D: Disk> Shard<D> {
         store.log.end_segment(&mut store.disk);
         collector.settled = store.log.next_segment();
         *phase = Phase::Restate(store.begin_restate());
+        crash::point(phase.name());
         Ok(true)
     }
 
