@@ -321,52 +321,8 @@ impl World {
         }
     }
 
-    /// Every reference is accounted for, and so is every byte.
     pub(super) fn check_references(&mut self) {
-        let tables = &self.shard.store.tables;
-        let mut wanted: BTreeMap<u32, u32> = BTreeMap::new();
-        let mut keys = 0;
-        for (_, agent) in tables.all_agents() {
-            for value in agent.all_branches().flat_map(|branch| branch.keys.values()) {
-                *wanted.entry(value.object).or_default() += 1;
-                keys += 1;
-            }
-        }
-        for child in tables.chunks.values().flatten() {
-            *wanted.entry(child.object.0).or_default() += 1;
-        }
-        for part in self.shard.lanes.upload_parts() {
-            *wanted.entry(part.0).or_default() += 1;
-        }
-        for object in self.shard.store.undo_objects() {
-            *wanted.entry(object).or_default() += 1;
-        }
-        let busy = !self.shard.pending.is_empty()
-            || self.shard.store.has_retired()
-            || self.shard.store.is_cooling()
-            || !self.shard.imports.is_empty()
-            || !self.shard.moves.is_empty()
-            || !self.shard.warming.is_empty()
-            || self.shard.collector.is_reading_any();
-        if busy {
-            return;
-        }
-        // What a tree may hold stays without any reference; so does what was found to be damaged.
-        for (no, object) in tables.objects.all() {
-            if object.kept {
-                wanted.entry(no.0).or_default();
-            }
-        }
-        let objects = wanted.len();
-        let mut live = 0;
-        for (object, references) in wanted {
-            let found = tables.objects.get(ObjectNo(object));
-            assert_eq!(found.references, references, "object {object}");
-            live += u64::from(found.at.bytes);
-        }
-        assert_eq!(tables.objects.len(), objects);
-        assert_eq!(tables.live_bytes, live);
-        assert_eq!(tables.keys, keys);
+        self.shard.check_references();
     }
 
     /// What a runtime finds that is started after this one was killed.
