@@ -23,6 +23,10 @@ pub mod topology;
 
 pub use runtime::Runtime;
 
+#[cfg(test)]
+#[path = "../tests/simulation/mod.rs"]
+mod simulation;
+
 /// Lets tests count what a path allocates.
 #[cfg(test)]
 #[global_allocator]

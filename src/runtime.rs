@@ -544,41 +544,17 @@ fn recover_shard(
     shards: usize,
     opened: Opened,
 ) -> Result<(Store<ShardDisk>, RecoverReport), RuntimeError> {
-    type Outcome = Result<(Tables, Recovered), RuntimeError>;
-    let (tables, recovered) = io.run_blocking(move || -> Outcome {
-        let mut tables = Tables::default();
-        let mut refused = None;
-        let mut visit = |record: &RecoveredRecord<'_>| {
-            if refused.is_none() {
-                refused = tables.apply(record).err();
-            }
-        };
-        let (mut files, recovered) = match opened {
-            Opened::ToServe => {
-                let mut files = Directory::new(directory);
-                let recovered = crate::segment::recover(&mut files, no, &mut visit);
-                (files, recovered)
-            }
-            Opened::ToRead => {
-                let mut files = Directory::read_only(directory);
-                let recovered = crate::segment::read_only(&mut files, no, &mut visit);
-                (files, recovered)
-            }
-        };
-        let recovered = recovered.map_err(|source| RuntimeError::Recover { shard: no, source })?;
-        if let Some(source) = refused {
-            return Err(RuntimeError::Tables { shard: no, source });
-        }
-        let read = |at: Location| {
-            let mut stored = vec![0; at.bytes as usize];
-            let read = files.read_at(at.segment, u64::from(at.offset), &mut stored);
-            read.is_ok_and(|bytes| bytes == stored.len())
-                .then_some(stored)
-        };
-        tables
-            .finish(&recovered.start.dropped, read)
-            .map_err(|source| RuntimeError::Tables { shard: no, source })?;
-        Ok((tables, recovered))
+    let (tables, recovered) = io.run_blocking(move || match opened {
+        Opened::ToServe => read_back(
+            &mut Directory::new(directory),
+            no,
+            crate::segment::recover::<Directory>,
+        ),
+        Opened::ToRead => read_back(
+            &mut Directory::read_only(directory),
+            no,
+            crate::segment::read_only::<Directory>,
+        ),
     })?;
     let report = recovered.report;
     warn_of_damage(no, &recovered);
@@ -610,6 +586,40 @@ fn recover_shard(
     })?;
     let index_bytes_max = config.memory_max / INDEX_SHARE / shards as u64;
     Ok((Store::new(tables, log, disk, l2, index_bytes_max), report))
+}
+
+/// Reads the records of a log, repairing it or not, and makes a shard's tables of them.
+pub(crate) fn read_back<F: SegmentFiles>(
+    files: &mut F,
+    no: ShardNo,
+    recover: fn(
+        &mut F,
+        ShardNo,
+        &mut dyn FnMut(&RecoveredRecord<'_>),
+    ) -> Result<Recovered, RecoverError>,
+) -> Result<(Tables, Recovered), RuntimeError> {
+    let mut tables = Tables::default();
+    let mut refused = None;
+    let mut visit = |record: &RecoveredRecord<'_>| {
+        if refused.is_none() {
+            refused = tables.apply(record).err();
+        }
+    };
+    let recovered = recover(files, no, &mut visit)
+        .map_err(|source| RuntimeError::Recover { shard: no, source })?;
+    if let Some(source) = refused {
+        return Err(RuntimeError::Tables { shard: no, source });
+    }
+    let read = |at: Location| {
+        let mut stored = vec![0; at.bytes as usize];
+        let read = files.read_at(at.segment, u64::from(at.offset), &mut stored);
+        read.is_ok_and(|bytes| bytes == stored.len())
+            .then_some(stored)
+    };
+    tables
+        .finish(&recovered.start.dropped, read)
+        .map_err(|source| RuntimeError::Tables { shard: no, source })?;
+    Ok((tables, recovered))
 }
 
 /// Says what was not read back, and where it is.

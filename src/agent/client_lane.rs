@@ -476,7 +476,7 @@ impl ClientLane {
 
     /// The region the client writes, for tests that write it wrongly.
     #[cfg(test)]
-    pub(super) fn region(&self) -> &SharedMemory {
+    pub(crate) fn region(&self) -> &SharedMemory {
         &self.client
     }
 }

@@ -701,6 +701,12 @@ impl Log {
         self.last
     }
 
+    /// Flushes that failed so far.
+    #[cfg(test)]
+    pub(crate) fn rollbacks(&self) -> u32 {
+        self.take
+    }
+
     /// The last record in the page cache: safe from the death of the process.
     #[must_use]
     pub fn flushed(&self) -> Sequence {

@@ -98,6 +98,31 @@ pub(crate) struct FailedWrite {
     pub(crate) error: DiskError,
 }
 
+/// What a sync that fails leaves.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum FailedSync {
+    /// Everything where it was: a later one may take it to the device, a power cut may not.
+    #[default]
+    Kept,
+    /// The page cache forgot what was written since the last good one.
+    Reverted,
+    /// All of it on the device.
+    Late,
+}
+
+/// What a disk does that no disk may: planted, to see whether it is found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lie {
+    /// A sync that is none.
+    Sync,
+    /// A write that comes into the page cache one write later.
+    LateWrite,
+    /// Half a write that says it is whole.
+    HalfWrite,
+    /// A file that is there again after a power cut.
+    Remove,
+}
+
 /// What goes wrong. Each stays until it is taken out, but for the two that count.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Faults {
@@ -105,6 +130,8 @@ pub(crate) struct Faults {
     pub(crate) write: Option<FailedWrite>,
     pub(crate) create: Option<DiskError>,
     pub(crate) sync: Option<DiskError>,
+    /// What becomes of the bytes then.
+    pub(crate) failed_sync: FailedSync,
     /// The footer of a seal; its records are synced.
     pub(crate) seal: Option<DiskError>,
     pub(crate) read: Option<DiskError>,
@@ -121,8 +148,8 @@ pub(crate) struct MemoryDisk {
     pub(crate) orphans: Vec<(SegmentNo, Vec<u8>)>,
     /// What was cut off and kept, by name.
     pub(crate) tails: BTreeMap<String, Vec<u8>>,
-    queue: VecDeque<QueuedRequest>,
-    replies: VecDeque<QueuedReply>,
+    queue: VecDeque<IoRequest>,
+    replies: VecDeque<IoReply>,
     /// Requests are done when they are submitted; else by [`MemoryDisk::run_io`].
     pub(crate) at_once: bool,
     /// Requests that the queue takes.
@@ -136,92 +163,12 @@ pub(crate) struct MemoryDisk {
     pub(crate) files_calls: u32,
     /// Allocations of its own in [`Disk::write_at`] and [`Disk::submit`].
     pub(crate) allocations: u64,
-}
-
-/// A request or reply that can be cloned with its store.
-#[derive(Debug)]
-struct QueuedRequest(IoRequest);
-#[derive(Debug)]
-struct QueuedReply(IoReply);
-
-impl Clone for QueuedRequest {
-    fn clone(&self) -> Self {
-        Self(match &self.0 {
-            IoRequest::Create { segment, bytes } => IoRequest::Create {
-                segment: *segment,
-                bytes: *bytes,
-            },
-            IoRequest::Sync { segment, upto } => IoRequest::Sync {
-                segment: *segment,
-                upto: *upto,
-            },
-            IoRequest::Read {
-                ticket,
-                segment,
-                offset,
-                buffer,
-            } => IoRequest::Read {
-                ticket: *ticket,
-                segment: *segment,
-                offset: *offset,
-                buffer: buffer.clone(),
-            },
-            IoRequest::Seal {
-                segment,
-                data_end,
-                footer,
-                upto,
-            } => IoRequest::Seal {
-                segment: *segment,
-                data_end: *data_end,
-                footer: footer.clone(),
-                upto: *upto,
-            },
-            IoRequest::Remove { segment } => IoRequest::Remove { segment: *segment },
-        })
-    }
-}
-
-impl Clone for QueuedReply {
-    fn clone(&self) -> Self {
-        Self(match &self.0 {
-            IoReply::Created { segment, result } => IoReply::Created {
-                segment: *segment,
-                result: result.clone(),
-            },
-            IoReply::Synced {
-                segment,
-                upto,
-                result,
-            } => IoReply::Synced {
-                segment: *segment,
-                upto: *upto,
-                result: result.clone(),
-            },
-            IoReply::Read {
-                ticket,
-                buffer,
-                result,
-            } => IoReply::Read {
-                ticket: *ticket,
-                buffer: buffer.clone(),
-                result: result.clone(),
-            },
-            IoReply::Sealed {
-                segment,
-                upto,
-                result,
-            } => IoReply::Sealed {
-                segment: *segment,
-                upto: *upto,
-                result: result.clone(),
-            },
-            IoReply::Removed { segment, result } => IoReply::Removed {
-                segment: *segment,
-                result: result.clone(),
-            },
-        })
-    }
+    /// Calls that failed because they were to, by name.
+    pub(crate) fired: BTreeMap<&'static str, u64>,
+    /// One call in eight, or all where there are few, is not what it says.
+    pub(crate) lie: Option<Lie>,
+    held_back: Option<(u32, usize, Vec<u8>)>,
+    undead: Vec<(u32, MemoryFile)>,
 }
 
 impl MemoryDisk {
@@ -239,39 +186,67 @@ impl MemoryDisk {
             writes: 0,
             files_calls: 0,
             allocations: 0,
+            fired: BTreeMap::new(),
+            lie: None,
+            held_back: None,
+            undead: Vec::new(),
         }
     }
 
     /// Does everything that was submitted.
     pub(crate) fn run_io(&mut self) {
-        while let Some(QueuedRequest(request)) = self.queue.pop_front() {
+        while let Some(request) = self.queue.pop_front() {
             let reply = self.perform(request, usize::MAX);
-            self.replies.push_back(QueuedReply(reply));
+            self.replies.push_back(reply);
         }
+    }
+
+    /// Does one request that waits, any that no other one for its segment is before; whether there
+    /// was one.
+    pub(crate) fn run_one(&mut self, random: &mut Random) -> bool {
+        if self.queue.is_empty() {
+            return false;
+        }
+        let pick = random.below(self.queue.len());
+        let segment = segment_of(&self.queue[pick]);
+        let first = self
+            .queue
+            .iter()
+            .position(|request| segment_of(request) == segment);
+        let request = first.and_then(|at| self.queue.remove(at));
+        let reply = self.perform(request.expect("it was just found"), usize::MAX);
+        self.replies.push_back(reply);
+        true
+    }
+
+    fn fire(&mut self, what: &'static str) {
+        *self.fired.entry(what).or_default() += 1;
     }
 
     /// Requests that wait.
     pub(crate) fn queued(&self) -> impl Iterator<Item = &IoRequest> {
-        self.queue.iter().map(|request| &request.0)
+        self.queue.iter()
     }
 
     /// The process dies: requests and replies are gone, files stay as they are.
     pub(crate) fn kill(&mut self) {
         self.queue.clear();
         self.replies.clear();
+        self.held_back = None;
         self.faults = Faults::default();
         self.cold.clear();
     }
 
     /// The power goes: also, some requests got done halfway, and unsynced sectors are lost.
     pub(crate) fn power_cut(&mut self, random: &mut Random) {
-        for QueuedRequest(request) in std::mem::take(&mut self.queue) {
+        for request in std::mem::take(&mut self.queue) {
             let steps = random.below(5);
             if steps > 0 {
                 self.perform(request, steps);
             }
         }
         self.kill();
+        self.files.extend(self.undead.drain(..));
         for file in self.files.values_mut() {
             file.power_cut(random);
         }
@@ -297,7 +272,9 @@ impl MemoryDisk {
         match request {
             IoRequest::Create { segment, bytes } => {
                 let result = self.faults.create.clone().map_or(Ok(()), Err);
-                if result.is_ok() {
+                if result.is_err() {
+                    self.fire("create");
+                } else {
                     assert!(
                         !self.files.contains_key(&segment.0),
                         "segment {segment} exists"
@@ -324,6 +301,9 @@ impl MemoryDisk {
                 mut buffer,
             } => {
                 let end = offset as usize + buffer.len();
+                if self.faults.read.is_some() {
+                    self.fire("read");
+                }
                 let result = match (&self.faults.read, self.files.get(&segment.0)) {
                     (Some(error), _) => Err(error.clone()),
                     (None, Some(file)) if file.current.len() >= end => {
@@ -361,7 +341,12 @@ impl MemoryDisk {
                 let result = self.faults.remove.clone().map_or(Ok(()), Err);
                 if result.is_ok() {
                     let removed = self.files.remove(&segment.0);
-                    assert!(removed.is_some(), "a segment that is removed exists");
+                    let removed = removed.expect("a segment that is removed exists");
+                    if self.lie == Some(Lie::Remove) {
+                        self.undead.push((segment.0, removed));
+                    }
+                } else {
+                    self.fire("remove");
                 }
                 IoReply::Removed { segment, result }
             }
@@ -377,6 +362,7 @@ impl MemoryDisk {
     ) -> Result<(), DiskError> {
         self.sync_file(segment)?;
         if let Some(error) = self.faults.seal.clone() {
+            self.fire("seal");
             return Err(error);
         }
         let end = data_end as usize + footer.len();
@@ -397,15 +383,37 @@ impl MemoryDisk {
     }
 
     fn sync_file(&mut self, segment: SegmentNo) -> Result<(), DiskError> {
-        match self.faults.sync.clone() {
-            Some(error) => Err(error),
-            None => {
-                self.files
-                    .get_mut(&segment.0)
-                    .expect("a segment that is synced exists")
-                    .sync();
-                Ok(())
+        self.let_go();
+        let error = self.faults.sync.clone();
+        if error.is_some() {
+            self.fire(match self.faults.failed_sync {
+                FailedSync::Kept => "sync, data kept",
+                FailedSync::Reverted => "sync, data reverted",
+                FailedSync::Late => "sync, data there late",
+            });
+        }
+        let file = self
+            .files
+            .get_mut(&segment.0)
+            .expect("a segment that is synced exists");
+        match (&error, self.faults.failed_sync) {
+            (Some(_), FailedSync::Kept) => {}
+            (Some(_), FailedSync::Reverted) => {
+                file.current.clone_from(&file.durable);
+                file.pending.clear();
             }
+            _ if self.lie == Some(Lie::Sync) => {}
+            _ => file.sync(),
+        }
+        error.map_or(Ok(()), Err)
+    }
+
+    /// What was held back comes into the page cache.
+    fn let_go(&mut self) {
+        if let Some((segment, offset, bytes)) = self.held_back.take()
+            && let Some(file) = self.files.get_mut(&segment)
+        {
+            file.write(offset, &bytes);
         }
     }
 
@@ -434,6 +442,16 @@ impl MemoryDisk {
     }
 }
 
+fn segment_of(request: &IoRequest) -> SegmentNo {
+    match request {
+        IoRequest::Create { segment, .. }
+        | IoRequest::Sync { segment, .. }
+        | IoRequest::Read { segment, .. }
+        | IoRequest::Seal { segment, .. }
+        | IoRequest::Remove { segment } => *segment,
+    }
+}
+
 fn overlap(one: &Range<u32>, other: &Range<u32>) -> bool {
     one.start < other.end && other.start < one.end
 }
@@ -441,6 +459,7 @@ fn overlap(one: &Range<u32>, other: &Range<u32>) -> bool {
 impl Disk for MemoryDisk {
     fn write_at(&mut self, segment: SegmentNo, offset: u32, bytes: &[u8]) -> Result<(), DiskError> {
         self.writes += 1;
+        self.let_go();
         let file = self
             .files
             .get_mut(&segment.0)
@@ -449,20 +468,36 @@ impl Disk for MemoryDisk {
             Some(fault) if fault.skip == 0 => {
                 let written = fault.written.min(bytes.len());
                 let error = fault.error.clone();
+                let what = match (written, &error) {
+                    (0, DiskError::NoSpace) => "write, no space",
+                    (0, _) => "write",
+                    (_, DiskError::NoSpace) => "short write, no space",
+                    _ => "short write",
+                };
                 self.faults.write = None;
                 file.write(offset as usize, &bytes[..written]);
+                self.fire(what);
                 return Err(error);
             }
             Some(fault) => fault.skip -= 1,
             None => {}
         }
         let before = thread_allocations();
-        file.write(offset as usize, bytes);
+        match self.lie {
+            Some(Lie::LateWrite) => {
+                self.held_back = Some((segment.0, offset as usize, bytes.to_vec()))
+            }
+            Some(Lie::HalfWrite) if self.writes.is_multiple_of(8) => {
+                file.write(offset as usize, &bytes[..bytes.len() / 2]);
+            }
+            _ => file.write(offset as usize, bytes),
+        }
         self.allocations += thread_allocations() - before;
         Ok(())
     }
 
     fn resident(&mut self, at: Location) -> Option<&[u8]> {
+        self.let_go();
         let range = at.offset..at.offset + at.bytes;
         let is_cold =
             |cold: &(SegmentNo, Range<u32>)| cold.0 == at.segment && overlap(&cold.1, &range);
@@ -478,7 +513,7 @@ impl Disk for MemoryDisk {
             return Err(request);
         }
         let before = thread_allocations();
-        self.queue.push_back(QueuedRequest(request));
+        self.queue.push_back(request);
         if self.at_once {
             self.run_io();
         }
@@ -487,7 +522,7 @@ impl Disk for MemoryDisk {
     }
 
     fn poll(&mut self) -> Option<IoReply> {
-        self.replies.pop_front().map(|reply| reply.0)
+        self.replies.pop_front()
     }
 }
 

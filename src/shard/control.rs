@@ -312,7 +312,7 @@ impl<D: Disk> Shard<D> {
             Some(agent) if request.public.is_none() => Ok(agent),
             _ => self
                 .store
-                .put_agent(&name, request.public.unwrap_or(false))
+                .put_agent(&name, request.public.unwrap_or(false), self.moves_of(&name))
                 .map_err(|refused| match refused {
                     Refused::NoSpace => AttachError::NoSpace,
                     Refused::ReadOnly => AttachError::ReadOnly,

@@ -216,7 +216,7 @@ impl<D: Disk> Shard<D> {
     }
 
     fn create(&mut self, name: &[u8], public: bool) -> Result<(), AgentError> {
-        let agent = self.store.put_agent(name, public)?;
+        let agent = self.store.put_agent(name, public, self.moves_of(name))?;
         self.flush_commit()?;
         self.tell(AccessKind::Create, agent, MAIN);
         Ok(())

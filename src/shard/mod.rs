@@ -37,6 +37,8 @@ mod fills;
 mod gauges;
 mod groups;
 mod history;
+#[cfg(test)]
+pub(crate) mod inspect;
 mod lanes;
 mod large;
 mod lifecycle;

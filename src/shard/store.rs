@@ -457,8 +457,9 @@ impl<D: Disk> Store<D> {
         Ok(Some(sequence))
     }
 
-    /// Adds an agent, or marks a known one public or private; its number.
-    pub fn put_agent(&mut self, name: &[u8], public: bool) -> Result<AgentNo, Refused> {
+    /// Adds an agent, or marks a known one public or private; its number. `moves`: how often one of that name
+    /// has moved that is gone, as a route that is known stays younger than one that counts anew.
+    pub fn put_agent(&mut self, name: &[u8], public: bool, moves: u32) -> Result<AgentNo, Refused> {
         let known = self.tables.agent_no(name);
         if let Some(agent) = known
             && self.tables.agent(agent).public == public
@@ -467,10 +468,11 @@ impl<D: Disk> Store<D> {
         }
         self.ready(0, known.is_none())?;
         let agent = known.unwrap_or(self.tables.next_agent());
+        let moves = known.map_or(moves, |known| self.tables.agent(known).moves);
         let head = Head::Agent {
             agent,
             public,
-            moves: known.map_or(0, |known| self.tables.agent(known).moves),
+            moves,
             name,
         };
         self.append(&head.into())?;
@@ -480,7 +482,8 @@ impl<D: Disk> Store<D> {
                 self.undo.push(Undo::Public { agent, before });
             }
             None => {
-                self.tables.add_agent(name, public);
+                let added = self.tables.add_agent(name, public);
+                self.tables.agent_mut(added).moves = moves;
                 self.undo.push(Undo::Agent);
             }
         }

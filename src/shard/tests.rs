@@ -424,61 +424,13 @@ impl World {
         }
     }
 
-    /// Every reference is accounted for, and so is every byte.
     pub(super) fn check_references(&mut self) {
         for no in (0..self.shards())
             .filter(|no| !self.lost.contains(no))
             .collect::<Vec<_>>()
         {
-            Self::check_references_of(self.shard_at(no));
+            self.shard_at(no).check_references();
         }
-    }
-
-    fn check_references_of(shard: &mut Shard<MemoryDisk>) {
-        let tables = &shard.store.tables;
-        let mut wanted: BTreeMap<u32, u32> = BTreeMap::new();
-        let mut keys = 0;
-        for (_, agent) in tables.all_agents() {
-            for value in agent.all_branches().flat_map(|branch| branch.keys.values()) {
-                *wanted.entry(value.object).or_default() += 1;
-                keys += 1;
-            }
-        }
-        for child in tables.chunks.values().flatten() {
-            *wanted.entry(child.object.0).or_default() += 1;
-        }
-        for part in shard.lanes.upload_parts() {
-            *wanted.entry(part.0).or_default() += 1;
-        }
-        for object in shard.store.undo_objects() {
-            *wanted.entry(object).or_default() += 1;
-        }
-        let busy = !shard.pending.is_empty()
-            || shard.store.has_retired()
-            || shard.store.is_cooling()
-            || !shard.imports.is_empty()
-            || !shard.moves.is_empty()
-            || !shard.warming.is_empty()
-            || shard.collector.is_reading_any();
-        if busy {
-            return;
-        }
-        // What a tree may hold stays without any reference; so does what was found to be damaged.
-        for (no, object) in tables.objects.all() {
-            if object.kept {
-                wanted.entry(no.0).or_default();
-            }
-        }
-        let objects = wanted.len();
-        let mut live = 0;
-        for (object, references) in wanted {
-            let found = tables.objects.get(ObjectNo(object));
-            assert_eq!(found.references, references, "object {object}");
-            live += u64::from(found.at.bytes);
-        }
-        assert_eq!(tables.objects.len(), objects);
-        assert_eq!(tables.live_bytes, live);
-        assert_eq!(tables.keys, keys);
     }
 
     /// What a runtime finds that is started after this one was killed.

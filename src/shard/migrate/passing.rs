@@ -65,6 +65,11 @@ impl<D: Disk> Shard<D> {
         }
     }
 
+    /// How often an agent of that name has moved, as far as the routes say.
+    pub(in crate::shard) fn moves_of(&self, agent: &[u8]) -> u32 {
+        self.routes.get(agent).map_or(0, |(_, moves)| *moves)
+    }
+
     /// Notes where agents are whose place is not the one that their name says.
     pub fn set_routes(&mut self, routes: Routes) {
         self.routes = routes;
