@@ -24,6 +24,10 @@ mod read_only;
 mod shard_thread;
 mod verify;
 
+#[cfg(fuzzing)]
+#[path = "../fuzz/inside/segments.rs"]
+pub(crate) mod fuzzing;
+
 #[cfg(test)]
 mod tests;
 

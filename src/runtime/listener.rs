@@ -13,6 +13,10 @@
 //!
 //! Descriptors of a session: its socket, and the handle of its process.
 
+#[cfg(fuzzing)]
+#[path = "../../fuzz/inside/handshake.rs"]
+pub(super) mod fuzzing;
+
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -263,35 +267,41 @@ struct Thread {
 
 impl Thread {
     fn run(mut self) {
-        let mut ready = [epoll::Event {
-            flags: epoll::EventFlags::empty(),
-            data: epoll::EventData::new_u64(0),
-        }; 64];
         while !self.stop.load(Ordering::Acquire) {
             let timeout = self.timeout();
-            let found = match epoll::wait(&self.poll, &mut ready[..], timeout.as_ref()) {
-                Ok(found) => found,
-                Err(rustix::io::Errno::INTR) => continue,
-                Err(errno) => {
-                    tracing::error!(%errno, "the listener can't wait; it stops");
-                    break;
-                }
-            };
-            for event in &ready[..found] {
-                match event.data.u64() {
-                    LISTEN => self.accept(),
-                    WAKE => self.take_notices(),
-                    process if process & PROCESS != 0 => {
-                        self.forget(process & !PROCESS, CloseReason::Detached);
-                    }
-                    key => self.take_event(key, event.flags),
-                }
+            if let Err(errno) = self.turn(timeout.as_ref()) {
+                tracing::error!(%errno, "the listener can't wait; it stops");
+                break;
             }
             if timeout.is_some() {
                 self.take_time(Instant::now());
             }
         }
         self.close_all();
+    }
+
+    /// Waits for at most so long, and takes in what has come.
+    fn turn(&mut self, timeout: Option<&rustix::event::Timespec>) -> rustix::io::Result<()> {
+        let mut ready = [epoll::Event {
+            flags: epoll::EventFlags::empty(),
+            data: epoll::EventData::new_u64(0),
+        }; 64];
+        let found = match epoll::wait(&self.poll, &mut ready[..], timeout) {
+            Ok(found) => found,
+            Err(rustix::io::Errno::INTR) => 0,
+            Err(errno) => return Err(errno),
+        };
+        for event in &ready[..found] {
+            match event.data.u64() {
+                LISTEN => self.accept(),
+                WAKE => self.take_notices(),
+                process if process & PROCESS != 0 => {
+                    self.forget(process & !PROCESS, CloseReason::Detached);
+                }
+                key => self.take_event(key, event.flags),
+            }
+        }
+        Ok(())
     }
 
     /// How long nothing has to be done by itself; `None`: for good.

@@ -64,6 +64,9 @@ mod write;
 
 #[cfg(test)]
 mod collect_tests;
+#[cfg(fuzzing)]
+#[path = "../../fuzz/inside/rig.rs"]
+pub(crate) mod fuzzing;
 #[cfg(test)]
 mod superposition_tests;
 #[cfg(test)]
