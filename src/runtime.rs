@@ -339,8 +339,8 @@ impl Runtime {
             return Ok(runtime);
         }
         let socket = &runtime.resolved.config.socket;
-        let listener = Listener::start(socket, control, events)?;
-        runtime.listener = Some(listener);
+        let counters = Arc::clone(&runtime.counters);
+        runtime.listener = Some(Listener::start(socket, control, events, counters)?);
         Ok(runtime)
     }
 
@@ -673,10 +673,11 @@ fn warn_of_damage(shard: ShardNo, recovered: &Recovered) {
 }
 
 /// A name for a new log: nothing depends on its quality but that two differ.
-/// Counters for each shard, and in them what never changes.
+/// Counters for each shard, and in them what never changes; the last are the listener's.
 fn new_counters(config: &Config, io: &IoCore, shards: usize) -> Arc<[ShardCounters]> {
-    let counters: Arc<[ShardCounters]> = (0..shards).map(|_| ShardCounters::default()).collect();
-    counters.iter().for_each(|counters| counters.shards.set(1));
+    let counters: Arc<[ShardCounters]> = (0..=shards).map(|_| ShardCounters::default()).collect();
+    let of_shards = counters.iter().take(shards);
+    of_shards.for_each(|counters| counters.shards.set(1));
     counters[0].memory_max_bytes.set(config.memory_max);
     let io_uring = io.backend() == Backend::Glommio;
     counters[0].io_uring.set(u64::from(io_uring));

@@ -22,6 +22,7 @@ use crate::agent::lifecycle::Ask;
 use crate::agent::socket::{FrameSocket, SocketError};
 use crate::config::{Access, AccessRule, Config, Who};
 use crate::fuzzing::input::Input;
+use crate::metrics::ShardCounters;
 use crate::runtime::control::{ControlPlane, Notice};
 use crate::runtime::shard_thread::Doorbell;
 use crate::shard::fuzzing::Rig;
@@ -110,6 +111,7 @@ impl World {
         let socket = rustix::net::socket_with(rustix::net::AddressFamily::UNIX, kind, flags, None);
         let thread = Thread {
             control: Arc::new(control),
+            counters: [(); 2].map(|()| ShardCounters::default()).into(),
             events,
             socket: socket.expect("a socket"),
             poll,

@@ -29,6 +29,8 @@ struct World {
     model: BTreeMap<u8, Vec<u8>>,
     writes: u64,
     restarts: usize,
+    /// The runtime is killed now.
+    crashes: bool,
 }
 
 /// Runs one script.
@@ -40,6 +42,9 @@ pub fn run(bytes: &[u8]) {
             break;
         }
         world.act(&mut script);
+        if std::mem::take(&mut world.crashes) && world.restarts < RESTARTS_MAX {
+            world = world.restarted();
+        }
     }
     world.finish();
 }
@@ -55,6 +60,7 @@ impl World {
             model: BTreeMap::new(),
             writes: 0,
             restarts: 0,
+            crashes: false,
         }
     }
 
@@ -80,7 +86,7 @@ impl World {
             }
             13 => self.chill(),
             14 => self.join(script),
-            _ => self.restart(),
+            _ => self.crashes = true,
         }
     }
 
@@ -125,22 +131,24 @@ impl World {
         self.turns(1);
     }
 
-    fn restart(&mut self) {
-        if self.restarts == RESTARTS_MAX {
-            return;
-        }
-        self.restarts += 1;
-        let (model, writes, restarts) =
-            (std::mem::take(&mut self.model), self.writes, self.restarts);
-        let empty = std::mem::replace(&mut self.rig, Rig::new());
-        let rig = Rig::over(empty.killed()).expect("what a shard wrote starts");
-        *self = Self {
+    /// The same after a crash of the runtime.
+    fn restarted(self) -> Self {
+        let Self {
+            rig,
             model,
             writes,
             restarts,
+            ..
+        } = self;
+        let rig = Rig::over(rig.killed()).expect("what a shard wrote starts");
+        let mut world = Self {
+            model,
+            writes,
+            restarts: restarts + 1,
             ..Self::over(rig)
         };
-        self.check();
+        world.check();
+        world
     }
 
     fn honest(&mut self, script: &mut Input<'_>) {
@@ -213,13 +221,12 @@ impl World {
             assert!(!rogue.has_read(SECRET));
             self.rig.end(rogue.session);
         }
-        self.rig.turns(50);
+        self.rig.turns(16);
         assert!(
             self.rig.shard.is_at_rest(),
             "what a process held is given back"
         );
-        self.restarts = 0;
-        self.restart();
+        let _ = self.restarted();
     }
 }
 
