@@ -21,6 +21,11 @@ pub mod shared;
 pub mod state;
 pub mod topology;
 
+/// What the fuzz targets call.
+#[cfg(fuzzing)]
+#[path = "../fuzz/inside/mod.rs"]
+pub mod fuzzing;
+
 pub use runtime::Runtime;
 
 #[cfg(test)]

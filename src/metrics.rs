@@ -126,7 +126,7 @@ counters! {
     syncs,
     /// Replies that said Busy.
     busy_replies,
-    /// Sessions ended for a malformed entry.
+    /// Sessions and connections ended because they broke the protocol, by an entry or by a frame.
     malformed,
     /// Stored objects that did not match their id.
     corrupt,
@@ -183,6 +183,10 @@ counters! {
     access_events_lost,
     /// Allocations on the shard's thread while it made checkpoints.
     allocations_checkpoint,
+    /// Connections, and requests for lanes, that were refused: no rule lets them in, or there are too many.
+    refused,
+    /// Lanes closed under processes that had not asked for it: protocol broken, agent terminated, shard failing.
+    lanes_closed,
 }
 
 /// A latency distribution in nanoseconds, up to a minute, to three digits.

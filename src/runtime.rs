@@ -24,6 +24,10 @@ mod read_only;
 mod shard_thread;
 mod verify;
 
+#[cfg(fuzzing)]
+#[path = "../fuzz/inside/segments.rs"]
+pub(crate) mod fuzzing;
+
 #[cfg(test)]
 mod tests;
 
@@ -337,8 +341,8 @@ impl Runtime {
             return Ok(runtime);
         }
         let socket = &runtime.resolved.config.socket;
-        let listener = Listener::start(socket, control, events)?;
-        runtime.listener = Some(listener);
+        let counters = Arc::clone(&runtime.counters);
+        runtime.listener = Some(Listener::start(socket, control, events, counters)?);
         Ok(runtime)
     }
 
@@ -588,15 +592,15 @@ fn recover_shard(
     Ok((Store::new(tables, log, disk, l2, index_bytes_max), report))
 }
 
+/// Reads a log: repairs it, or leaves it as it is.
+pub(crate) type Recover<F> =
+    fn(&mut F, ShardNo, &mut dyn FnMut(&RecoveredRecord<'_>)) -> Result<Recovered, RecoverError>;
+
 /// Reads the records of a log, repairing it or not, and makes a shard's tables of them.
 pub(crate) fn read_back<F: SegmentFiles>(
     files: &mut F,
     no: ShardNo,
-    recover: fn(
-        &mut F,
-        ShardNo,
-        &mut dyn FnMut(&RecoveredRecord<'_>),
-    ) -> Result<Recovered, RecoverError>,
+    recover: Recover<F>,
 ) -> Result<(Tables, Recovered), RuntimeError> {
     let mut tables = Tables::default();
     let mut refused = None;
@@ -654,10 +658,11 @@ fn warn_of_damage(shard: ShardNo, recovered: &Recovered) {
 }
 
 /// A name for a new log: nothing depends on its quality but that two differ.
-/// Counters for each shard, and in them what never changes.
+/// Counters for each shard, and in them what never changes; the last are the listener's.
 fn new_counters(config: &Config, io: &IoCore, shards: usize) -> Arc<[ShardCounters]> {
-    let counters: Arc<[ShardCounters]> = (0..shards).map(|_| ShardCounters::default()).collect();
-    counters.iter().for_each(|counters| counters.shards.set(1));
+    let counters: Arc<[ShardCounters]> = (0..=shards).map(|_| ShardCounters::default()).collect();
+    let of_shards = counters.iter().take(shards);
+    of_shards.for_each(|counters| counters.shards.set(1));
     counters[0].memory_max_bytes.set(config.memory_max);
     let io_uring = io.backend() == Backend::Glommio;
     counters[0].io_uring.set(u64::from(io_uring));

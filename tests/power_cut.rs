@@ -22,7 +22,7 @@ use ledger::{Against, CUT, Worker};
 use program::{Program, attach};
 
 /// Cuts on each file system where nothing else is asked for.
-const CUTS: u64 = 20;
+const CUTS: u64 = 10;
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()

@@ -8,7 +8,7 @@
 
 use std::collections::HashSet;
 use std::fs::File;
-use std::io::BufReader;
+use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -52,7 +52,7 @@ pub(crate) struct Args {
 
 /// What a file says beside its checkpoints.
 #[derive(Debug, Default)]
-struct Contents {
+pub(super) struct Contents {
     agent: String,
     counts: Counts,
     branches: Vec<(String, Option<ObjectId>)>,
@@ -138,7 +138,11 @@ fn open(path: &Path) -> anyhow::Result<Reader<BufReader<File>>> {
 
 /// Reads all of the file, and finds it good.
 fn check(path: &Path) -> anyhow::Result<Contents> {
-    let mut reader = open(path)?;
+    check_frames(open(path)?)
+}
+
+/// Reads all frames, and finds them good.
+pub(super) fn check_frames<R: Read>(mut reader: Reader<R>) -> anyhow::Result<Contents> {
     let mut contents = Contents::default();
     let mut counts = Counts::default();
     let mut there = HashSet::new();

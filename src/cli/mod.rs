@@ -106,6 +106,7 @@ fn load(path: Option<&Path>) -> anyhow::Result<Config> {
 pub(crate) fn main() -> ExitCode {
     let args = Args::parse();
     let level = match std::env::var("HELIOS_LOG").as_deref() {
+        Ok("trace") => tracing::Level::TRACE,
         Ok("debug") => tracing::Level::DEBUG,
         Ok("warn") => tracing::Level::WARN,
         Ok("error") => tracing::Level::ERROR,

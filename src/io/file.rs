@@ -11,7 +11,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSliceMut};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -70,6 +70,8 @@ pub(super) fn create(directory: &Path, segment: SegmentNo, bytes: u32) -> Result
         .read(true)
         .write(true)
         .create_new(true)
+        // Whatever the mode of a directory that somebody else made: what agents store is nobody else's.
+        .mode(0o600)
         .open(&path)
         .map_err(|error| failed("open", segment, &error))?;
     crash::point("io.named");

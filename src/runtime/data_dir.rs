@@ -260,7 +260,12 @@ fn read_format(dir: &Path, file: &Path, text: &str) -> Result<u16, DataDirError>
 
 fn write_format(dir: &Path, path: &Path, shards: u16) -> io::Result<()> {
     let draft = dir.join("FORMAT.new");
-    let mut file = File::create(&draft)?;
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&draft)?;
     write!(file, "helios data {FORMAT}\nshards {shards}\n")?;
     file.sync_all()?;
     fs::rename(&draft, path)?;

@@ -13,6 +13,10 @@
 //!
 //! Descriptors of a session: its socket, and the handle of its process.
 
+#[cfg(fuzzing)]
+#[path = "../../fuzz/inside/handshake.rs"]
+pub(super) mod fuzzing;
+
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -28,8 +32,9 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use crate::agent::CloseReason;
 use crate::agent::frame::{FRAME_BYTES_MAX, Frame, FrameError, RefusalCode};
-use crate::agent::socket::{FrameSocket, SocketError};
+use crate::agent::socket::{FrameSocket, Peer, SocketError};
 use crate::id::{SessionNo, ShardNo};
+use crate::metrics::ShardCounters;
 use crate::runtime::control::{ControlPlane, Events, Notice, Refusal};
 use crate::runtime::guest::{Guest, SPEAKS};
 use crate::runtime::handshakes::Handshakes;
@@ -110,6 +115,7 @@ impl Listener {
         path: &Path,
         control: Arc<ControlPlane>,
         events: Events,
+        counters: Arc<[ShardCounters]>,
     ) -> Result<Self, ListenError> {
         let socket = bind(path, control.has_rules())?;
         let os = |source: io::Error| ListenError::Os {
@@ -125,6 +131,7 @@ impl Listener {
         let wake = Arc::clone(&events.wake);
         let thread = Thread {
             control,
+            counters,
             events,
             socket,
             poll,
@@ -245,6 +252,8 @@ impl Drop for Watch {
 
 struct Thread {
     control: Arc<ControlPlane>,
+    /// Of all shards, and behind them its own.
+    counters: Arc<[ShardCounters]>,
     events: Events,
     socket: OwnedFd,
     poll: OwnedFd,
@@ -263,35 +272,41 @@ struct Thread {
 
 impl Thread {
     fn run(mut self) {
-        let mut ready = [epoll::Event {
-            flags: epoll::EventFlags::empty(),
-            data: epoll::EventData::new_u64(0),
-        }; 64];
         while !self.stop.load(Ordering::Acquire) {
             let timeout = self.timeout();
-            let found = match epoll::wait(&self.poll, &mut ready[..], timeout.as_ref()) {
-                Ok(found) => found,
-                Err(rustix::io::Errno::INTR) => continue,
-                Err(errno) => {
-                    tracing::error!(%errno, "the listener can't wait; it stops");
-                    break;
-                }
-            };
-            for event in &ready[..found] {
-                match event.data.u64() {
-                    LISTEN => self.accept(),
-                    WAKE => self.take_notices(),
-                    process if process & PROCESS != 0 => {
-                        self.forget(process & !PROCESS, CloseReason::Detached);
-                    }
-                    key => self.take_event(key, event.flags),
-                }
+            if let Err(errno) = self.turn(timeout.as_ref()) {
+                tracing::error!(%errno, "the listener can't wait; it stops");
+                break;
             }
             if timeout.is_some() {
                 self.take_time(Instant::now());
             }
         }
         self.close_all();
+    }
+
+    /// Waits for at most so long, and takes in what has come.
+    fn turn(&mut self, timeout: Option<&rustix::event::Timespec>) -> rustix::io::Result<()> {
+        let mut ready = [epoll::Event {
+            flags: epoll::EventFlags::empty(),
+            data: epoll::EventData::new_u64(0),
+        }; 64];
+        let found = match epoll::wait(&self.poll, &mut ready[..], timeout) {
+            Ok(found) => found,
+            Err(rustix::io::Errno::INTR) => 0,
+            Err(errno) => return Err(errno),
+        };
+        for event in &ready[..found] {
+            match event.data.u64() {
+                LISTEN => self.accept(),
+                WAKE => self.take_notices(),
+                process if process & PROCESS != 0 => {
+                    self.forget(process & !PROCESS, CloseReason::Detached);
+                }
+                key => self.take_event(key, event.flags),
+            }
+        }
+        Ok(())
     }
 
     /// How long nothing has to be done by itself; `None`: for good.
@@ -389,6 +404,7 @@ impl Thread {
         let key = self.next;
         let guest = Guest::new(key, socket, peer);
         if let Some(refusal) = refusal {
+            self.counters().refused.add(1);
             tracing::debug!(
                 uid = peer.uid,
                 pid = peer.pid,
@@ -423,7 +439,9 @@ impl Thread {
 
     /// Hangs up on a connection that has no session.
     fn turn_away(&mut self, key: u64, text: &str) {
+        self.counters().refused.add(1);
         if let Some(guest) = self.sessions.get(&key) {
+            tracing::debug!(uid = guest.peer.uid, pid = guest.peer.pid, text, "refused");
             let _ = guest.refuse(0, &Refusal::new(RefusalCode::TooMany, text));
         }
         self.forget(key, CloseReason::Detached);
@@ -434,11 +452,8 @@ impl Thread {
         while let Ok(notice) = self.events.receive.try_recv() {
             match notice {
                 Notice::Shard(Event::Malformed { session, what }) => {
-                    if let Some(&key) = self.by_no.get(&session)
-                        && let Some(guest) = self.sessions.get(&key)
-                    {
-                        let (pid, name) = (guest.peer.pid, &guest.name);
-                        tracing::warn!(session = session.0, pid, name, %what, "ended a session");
+                    // The shard has counted it.
+                    if let Some(&key) = self.by_no.get(&session) {
                         self.end(key, CloseReason::Malformed, &what.to_string());
                     }
                 }
@@ -548,8 +563,8 @@ impl Thread {
             _ => RefusalCode::Protocol,
         };
         let text = error.to_string();
+        self.counters().malformed.add(1);
         if let Some(guest) = self.sessions.get(&key) {
-            tracing::warn!(pid = guest.peer.pid, %error, "a frame can't be understood");
             let _ = guest.refuse(0, &Refusal::new(code, text.clone()));
         }
         self.end(key, CloseReason::Malformed, &text);
@@ -561,10 +576,14 @@ impl Thread {
             return;
         };
         let _ = guest.refuse(request, refusal);
-        match guest.seat {
-            None => self.forget(key, CloseReason::Malformed),
-            Some(_) => self.end(key, CloseReason::Malformed, &refusal.text),
+        if refusal.code != RefusalCode::Protocol {
+            // It broke no rule: there was no room for it.
+            self.counters().refused.add(1);
+            tracing::warn!(pid = guest.peer.pid, text = refusal.text, "refused");
+            return self.forget(key, CloseReason::Detached);
         }
+        self.counters().malformed.add(1);
+        self.end(key, CloseReason::Malformed, &refusal.text);
     }
 
     /// Takes the first frame of a connection.
@@ -613,7 +632,14 @@ impl Thread {
             return Ok(());
         };
         let (ticket, deadline) = match frame {
-            Frame::Attach { flags, agent } => guest.attach(&self.control, request, *flags, agent),
+            Frame::Attach { flags, agent } => {
+                let Peer { uid, gid, pid } = guest.peer;
+                if !self.control.allows(uid, gid, agent) {
+                    self.counters[self.control.shards()].refused.add(1);
+                    tracing::debug!(uid, pid, agent, "refused: no rule lets it attach");
+                }
+                guest.attach(&self.control, request, *flags, agent)
+            }
             Frame::Detach { lane } => guest.detach(&self.control, request, *lane),
             Frame::Ask { body } => guest.ask(&self.control, request, body),
             // The shard watches the socket too, but misses a frame that is read here first.
@@ -636,12 +662,24 @@ impl Thread {
         Ok(())
     }
 
-    /// Ends a session and says why.
+    /// Ends a session, or what was to become one, and says why: to it and to the operator.
     fn end(&mut self, key: u64, reason: CloseReason, text: &str) {
         if let Some(guest) = self.sessions.get(&key) {
-            let _ = guest.socket.send(0, &Frame::Closing { reason, text }, &[]);
+            let (uid, pid, name) = (guest.peer.uid, guest.peer.pid, &guest.name);
+            if let Some(seat) = &guest.seat {
+                let session = seat.no().0;
+                tracing::warn!(session, uid, pid, name, %reason, text, "ended a session");
+                let _ = guest.socket.send(0, &Frame::Closing { reason, text }, &[]);
+            } else {
+                tracing::warn!(uid, pid, %reason, text, "ended a connection");
+            }
         }
         self.forget(key, reason);
+    }
+
+    /// Its own counters; those before are the shards'.
+    fn counters(&self) -> &ShardCounters {
+        &self.counters[self.control.shards()]
     }
 
     fn forget(&mut self, key: u64, reason: CloseReason) {

@@ -139,9 +139,10 @@ fn recover(shard: ShardNo, error: FilesError) -> RuntimeError {
     RuntimeError::Recover { shard, source }
 }
 
-fn verify_shard(
+/// One shard of it.
+pub(super) fn verify_shard<F: SegmentFiles + ?Sized>(
     no: ShardNo,
-    files: &mut Directory,
+    files: &mut F,
     tell: &mut dyn FnMut(Finding),
     progress: &mut dyn FnMut(u64),
 ) -> Result<(Read, Looked), RuntimeError> {

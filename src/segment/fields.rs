@@ -60,7 +60,7 @@ impl ObjectKind {
         }
     }
 
-    fn from_flags(flags: u8) -> Option<Self> {
+    pub(super) fn from_flags(flags: u8) -> Option<Self> {
         let kinds = [Self::Blob, Self::Chunks, Self::Node, Self::Checkpoint];
         kinds
             .into_iter()

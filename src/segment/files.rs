@@ -10,7 +10,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::SeekFrom;
@@ -227,7 +227,13 @@ impl Directory {
         to: &Path,
     ) -> Result<(), FilesError> {
         let failed = |error: io::Error| FilesError::new("write", to, &error);
-        let copy = File::create(to).map_err(failed)?;
+        let copy = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(to)
+            .map_err(failed)?;
         let mut block = vec![0; COPY_BLOCK_BYTES];
         for start in (0..bytes).step_by(COPY_BLOCK_BYTES) {
             let want = (bytes - start).min(COPY_BLOCK_BYTES as u64) as usize;

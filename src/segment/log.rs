@@ -18,10 +18,11 @@
 
 mod ahead;
 mod collect;
+mod marks;
 
 use std::collections::VecDeque;
 
-use crate::id::{SegmentNo, ShardNo};
+use crate::id::SegmentNo;
 
 use super::footer::{Footer, FooterMark};
 use super::format::{FORMAT_VERSION, SEGMENT_HEADER_BYTES, SYNCED_BYTES, encode, synced_proof};
@@ -689,61 +690,6 @@ impl Log {
         Some(&of_rolled[start..start + at.bytes as usize])
     }
 
-    /// The shard whose log it is.
-    #[must_use]
-    pub fn shard(&self) -> ShardNo {
-        self.config.shard
-    }
-
-    /// The last record appended.
-    #[must_use]
-    pub fn last(&self) -> Sequence {
-        self.last
-    }
-
-    /// Flushes that failed so far.
-    #[cfg(test)]
-    pub(crate) fn rollbacks(&self) -> u32 {
-        self.take
-    }
-
-    /// The last record in the page cache: safe from the death of the process.
-    #[must_use]
-    pub fn flushed(&self) -> Sequence {
-        self.flushed
-    }
-
-    /// The last record on the device, with all before it: safe from a power cut.
-    #[must_use]
-    pub fn synced(&self) -> Sequence {
-        self.synced
-    }
-
-    /// Bytes that wait for a flush.
-    #[must_use]
-    pub fn buffered_bytes(&self) -> usize {
-        self.buffer.len()
-    }
-
-    /// Bytes in the page cache that are not known to be on the device.
-    #[must_use]
-    pub fn dirty_bytes(&self) -> u64 {
-        self.unsynced
-            .iter()
-            .map(|entry| u64::from(entry.written_end - entry.synced_end))
-            .sum()
-    }
-
-    /// Bytes of memory that the log holds: buffer and footers in the making.
-    #[must_use]
-    pub fn memory_bytes(&self) -> usize {
-        let footer = |part: &Option<Active>| part.as_ref().map_or(0, |part| part.footer.capacity());
-        self.buffer.capacity()
-            + footer(&self.active)
-            + footer(&self.rolled)
-            + self.segments.memory_bytes()
-    }
-
     /// Whether the next segment could not be made: [`Log::retry_create`] is due now and then.
     #[must_use]
     pub fn spare_failed(&self) -> bool {
@@ -756,11 +702,5 @@ impl Log {
         // Files that a crash left of dropped segments are for whoever writes to remove.
         self.outbox.clear();
         self.read_only = Some(DiskError::ReadOnly);
-    }
-
-    /// The failed sync that made the log read-only.
-    #[must_use]
-    pub fn read_only(&self) -> Option<&DiskError> {
-        self.read_only.as_ref()
     }
 }

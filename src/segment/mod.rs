@@ -40,7 +40,11 @@ pub mod segments;
 pub mod start;
 pub mod verify;
 
-#[cfg(test)]
+#[cfg(fuzzing)]
+#[path = "../../fuzz/inside/loose_log.rs"]
+pub(crate) mod fuzzing;
+#[cfg(any(test, fuzzing))]
+#[cfg_attr(fuzzing, allow(dead_code, reason = "faults that only the tests plant"))]
 pub(crate) mod memory;
 #[cfg(test)]
 mod tests;

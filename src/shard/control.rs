@@ -436,6 +436,9 @@ impl<D: Disk> Shard<D> {
     }
 
     fn forget_lane(&mut self, mut lane: Lane, reason: CloseReason) {
+        if !matches!(reason, CloseReason::Detached | CloseReason::ShuttingDown) {
+            self.counters().lanes_closed.add(1);
+        }
         self.store.holds -= u32::from(lane.holds);
         if let Some(upload) = lane.upload.take() {
             self.drop_upload(*upload);

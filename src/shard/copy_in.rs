@@ -21,7 +21,7 @@ use crate::agent::entry::{BusyReason, Completion, Status, Submission};
 use crate::id::{OBJECT_ID_BYTES, ObjectId, SessionNo, ShardNo};
 use crate::segment::format::{RECORD_ALIGN, RECORD_HEADER_BYTES};
 use crate::segment::index::ObjectNo;
-use crate::segment::{Disk, Head, ObjectKind};
+use crate::segment::{Disk, ObjectKind};
 use crate::shard::call::{Asker, Failed};
 use crate::shard::copy_out::{children, is_of};
 use crate::shard::peer::{PeerMessage, Wanted};
@@ -637,26 +637,6 @@ impl Import {
 }
 
 impl<D: Disk> Store<D> {
-    /// Has an object stay that is here, and holds it; whether it is here.
-    ///
-    /// # Errors
-    /// As [`Store::ready`].
-    fn keep_known(&mut self, id: &ObjectId, held: &mut Vec<ObjectNo>) -> Result<bool, Refused> {
-        let Some(no) = self.find_sound(id) else {
-            return Ok(false);
-        };
-        let object = self.tables.objects.get(no);
-        if !object.kept {
-            let (kind, id, kept) = (object.kind, object.id, true);
-            self.append(&Head::Object { kind, id, kept }.into())?;
-            self.tables.objects.keep(no);
-            self.undo_keep(no);
-        }
-        self.pin(no);
-        held.push(no);
-        Ok(true)
-    }
-
     /// Appends an object that came from another shard, and with a leaf the values that lie in it, and
     /// holds them; the bytes that it took.
     ///

@@ -114,6 +114,8 @@ pub struct Lane {
     pub touched: bool,
     last_service: u64,
     last_turn: u64,
+    /// The turn in which it was looked at last.
+    looked: u64,
     polled: bool,
 }
 
@@ -166,6 +168,18 @@ struct Session {
     lanes: Vec<u32>,
     /// Lanes that an overrun of the bells left to look at.
     scan: Vec<u32>,
+}
+
+/// Whether a lane comes up in a turn for the first time.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Look {
+    /// It does.
+    First,
+    /// It was looked at in this turn already.
+    Again {
+        /// It will be in the next turn by itself.
+        is_seen_to: bool,
+    },
 }
 
 /// All lanes of a shard.
@@ -241,6 +255,7 @@ impl Lanes {
             touched: false,
             last_service: 0,
             last_turn: 0,
+            looked: 0,
             polled: false,
         });
         let index = self.free.pop().unwrap_or_else(|| {
@@ -369,6 +384,21 @@ impl Lanes {
             };
             let generation = self.slots[index as usize].generation;
             ready.push(LaneRef { index, generation });
+        }
+    }
+
+    /// Notes that a lane is looked at in this turn; whether it was before, as it may ring without end.
+    pub fn look(&mut self, at: LaneRef) -> Look {
+        let turn = self.turn;
+        match self.get_mut(at) {
+            Some(lane) if lane.looked == turn => Look::Again {
+                is_seen_to: lane.queued || lane.polled,
+            },
+            Some(lane) => {
+                lane.looked = turn;
+                Look::First
+            }
+            None => Look::First,
         }
     }
 

@@ -269,6 +269,30 @@ impl<D: Disk> Store<D> {
         kept.is_some()
     }
 
+    /// Has an object stay that is here, and holds it; whether it is here.
+    ///
+    /// # Errors
+    /// As [`Store::ready`].
+    pub(super) fn keep_known(
+        &mut self,
+        id: &ObjectId,
+        held: &mut Vec<ObjectNo>,
+    ) -> Result<bool, Refused> {
+        let Some(no) = self.find_sound(id) else {
+            return Ok(false);
+        };
+        let object = self.tables.objects.get(no);
+        if !object.kept {
+            let (kind, id, kept) = (object.kind, object.id, true);
+            self.append(&Head::Object { kind, id, kept }.into())?;
+            self.tables.objects.keep(no);
+            self.undo_keep(no);
+        }
+        self.pin(no);
+        held.push(no);
+        Ok(true)
+    }
+
     /// Whether an object that is here has all that it names behind it. A node that nothing needed any more is in the
     /// log until its segment goes, and what it names may have gone before: such nodes are found again after a
     /// start, until a collection has told them from the others.

@@ -228,7 +228,12 @@ impl<D: Disk> Shard<D> {
         self.store.append(&Head::AgentGone { agent }.into())?;
         self.flush_commit()?;
         self.end_sets(agent);
-        for (session, lane) in self.lanes.of_agent(agent) {
+        let lanes = self.lanes.of_agent(agent);
+        if !lanes.is_empty() {
+            let (shard, lanes, reason) = (self.options.no.0, lanes.len(), CloseReason::Terminated);
+            tracing::info!(shard, %agent, lanes, %reason, "closed the lanes of an agent");
+        }
+        for (session, lane) in lanes {
             if let Some(lane) = self.lanes.detach(session, lane) {
                 self.close_lane(lane, CloseReason::Terminated);
             }

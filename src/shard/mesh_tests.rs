@@ -703,8 +703,8 @@ fn described(world: &mut World, agent: &[u8]) -> Vec<String> {
 }
 
 fn some_names(world: &mut World, random: &mut Random, round: usize) {
-    use super::superposition_tests::create;
     use crate::agent::set_call::SetCall;
+    use crate::shard::superposition_tests::create;
     for step in 0..12 {
         let name = format!("n{}", random.below(6));
         let put = value((round * 100 + step) as u32, 40 + random.below(3000));

@@ -55,6 +55,7 @@ mod replay;
 #[cfg(test)]
 mod replay_tests;
 mod scan;
+mod serve;
 mod sets;
 pub mod store;
 mod superposition;
@@ -68,6 +69,9 @@ mod write;
 mod allocation_tests;
 #[cfg(test)]
 mod collect_tests;
+#[cfg(fuzzing)]
+#[path = "../../fuzz/inside/rig.rs"]
+pub(crate) mod fuzzing;
 #[cfg(test)]
 mod mesh_tests;
 #[cfg(test)]
@@ -93,7 +97,7 @@ use crate::config::Durability;
 use crate::crash;
 use crate::id::ShardNo;
 use crate::mesh::Port;
-use crate::metrics::{ShardCounters, thread_allocations};
+use crate::metrics::ShardCounters;
 use crate::prefetch::Feed;
 use crate::segment::index::ObjectNo;
 use crate::segment::{Disk, IoReply, LogEvent, Sequence};
@@ -107,8 +111,6 @@ use store::{Flushed, Store};
 use superposition::SetClock;
 use uploads::Uploads;
 
-/// Submissions taken from one lane before the next lane has its turn.
-const ENTRIES_PER_SERVICE: usize = 16;
 /// Commands taken in one turn.
 const COMMANDS_PER_TURN: usize = 8;
 /// Messages of other shards taken in one turn.
@@ -412,85 +414,6 @@ impl<D: Disk> Shard<D> {
 
     fn counters(&self) -> &ShardCounters {
         &self.counters[usize::from(self.options.no.0)]
-    }
-
-    /// Serves what a lane has submitted, up to its share of the turn.
-    fn serve(&mut self, at: LaneRef) -> bool {
-        for served in 0..ENTRIES_PER_SERVICE {
-            let Some(lane) = self.lanes.get_mut(at) else {
-                return true;
-            };
-            let kept = lane.stalled.take().or_else(|| lane.behind.take());
-            let submission = match kept {
-                Some(kept) => kept,
-                None if lane.frozen => return served > 0,
-                None => match lane.ring.take() {
-                    Ok(Some(submission)) => submission,
-                    Ok(None) => {
-                        if served > 0 {
-                            self.lanes.served(at);
-                        }
-                        return served > 0;
-                    }
-                    Err(malformed) => {
-                        let session = lane.session;
-                        self.end_session(session, malformed);
-                        return true;
-                    }
-                },
-            };
-            if lane.must_wait(submission.op) {
-                // Who unparks the last one looks at the lane again.
-                debug_assert!(lane.behind.is_none() && lane.stalled.is_none());
-                lane.behind = Some(submission);
-                return served > 0;
-            }
-            if self.carry_out(at, submission) {
-                return served > 0;
-            }
-        }
-        self.lanes.served(at);
-        self.queue(at);
-        true
-    }
-
-    /// Carries an entry out, or keeps it for later; whether its lane has to wait.
-    fn carry_out(&mut self, at: LaneRef, submission: Submission) -> bool {
-        self.last_tier = Tier::None;
-        let before = thread_allocations();
-        let mut scratch = std::mem::take(&mut self.scratch);
-        let step = self.execute(at, &submission, &mut scratch);
-        self.scratch = scratch;
-        if self.store.asking().is_some() {
-            self.store.ask_for(None);
-        }
-        self.count_allocations(submission.op, thread_allocations() - before);
-        match step {
-            Step::Done => false,
-            Step::Park(object) => {
-                self.park(at, submission, object);
-                false
-            }
-            Step::Stall => {
-                if let Some(lane) = self.lanes.get_mut(at) {
-                    lane.stalled = Some(submission);
-                }
-                // What fills the append buffer is written out at the end of the turn.
-                self.must_flush |= self.store.is_dirty();
-                self.queue(at);
-                true
-            }
-        }
-    }
-
-    /// Looks at a lane again in the next turn: once, however often it came up in this one.
-    fn queue(&mut self, at: LaneRef) {
-        if let Some(lane) = self.lanes.get_mut(at)
-            && !lane.queued
-        {
-            lane.queued = true;
-            self.again.push(at);
-        }
     }
 
     fn execute(&mut self, at: LaneRef, entry: &Submission, scratch: &mut Scratch) -> Step {

@@ -17,12 +17,14 @@ use crate::agent::server_lane::ServerLane;
 use crate::cache::L2;
 use crate::id::{AgentNo, LaneNo, ObjectId, SessionNo, View};
 use crate::mesh::mesh;
+use crate::metrics::thread_allocations;
 use crate::segment::memory::{FailedWrite, MemoryDisk, Random};
 use crate::segment::{DiskError, Location, Log, LogConfig, LogId, recover};
 use crate::shard::agent::{BranchRef, MAIN};
 use crate::shared::SharedMemory;
 
 mod large;
+mod share;
 
 /// Room for the answer of a call.
 pub(super) const CALL_REPLY_BYTES: u32 = 16 << 10;

@@ -36,6 +36,11 @@ pub struct Served {
 impl Served {
     /// Starts one on `directory`, with further lines of configuration, and waits until it accepts.
     pub fn start(directory: &Path, more: &str) -> Self {
+        Self::start_logging(directory, more, "info")
+    }
+
+    /// The same, with a log of that level.
+    pub fn start_logging(directory: &Path, more: &str, level: &str) -> Self {
         let data_dir = directory.join("data");
         let text = format!(
             "data_dir = {data_dir:?}\nsocket = {:?}\n{more}\n",
@@ -50,6 +55,7 @@ impl Served {
         let child = Command::new(env!("CARGO_BIN_EXE_helios"))
             .args(["serve", "--config"])
             .arg(directory.join("helios.toml"))
+            .env("HELIOS_LOG", level)
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()

@@ -157,11 +157,13 @@ fn failure(call: &'static str) -> DiskError {
     }
 }
 
+type Meddle = fn(&mut Run) -> Result<(), Crash>;
+
 impl Run {
     /// Something goes wrong, or is taken back, or somebody asks for something in between.
     pub(super) fn meddle(&mut self) -> Result<(), Crash> {
         let w = &self.weights;
-        let choices: [(usize, fn(&mut Self) -> Result<(), Crash>); 18] = [
+        let choices: [(usize, Meddle); 18] = [
             (w.crash, Self::crash_soon),
             (w.write, Self::fail_write),
             (w.sync, Self::fail_sync),
