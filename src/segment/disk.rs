@@ -59,7 +59,7 @@ pub enum DiskError {
 
 /// Work for the I/O core.
 #[derive(Debug, PartialEq, Eq)]
-#[cfg_attr(test, derive(Clone))]
+#[cfg_attr(any(test, fuzzing), derive(Clone))]
 #[non_exhaustive]
 pub enum IoRequest {
     /// Make the file of a segment, preallocate `bytes`, make its name durable.
@@ -109,7 +109,7 @@ pub enum IoRequest {
 
 /// The answer to an [`IoRequest`].
 #[derive(Debug, PartialEq, Eq)]
-#[cfg_attr(test, derive(Clone))]
+#[cfg_attr(any(test, fuzzing), derive(Clone))]
 #[non_exhaustive]
 pub enum IoReply {
     /// The segment can be written and read, or could not be made (nothing is left of it then).
