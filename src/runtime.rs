@@ -657,7 +657,6 @@ fn warn_of_damage(shard: ShardNo, recovered: &Recovered) {
     }
 }
 
-/// A name for a new log: nothing depends on its quality but that two differ.
 /// Counters for each shard, and in them what never changes; the last are the listener's.
 fn new_counters(config: &Config, io: &IoCore, shards: usize) -> Arc<[ShardCounters]> {
     let counters: Arc<[ShardCounters]> = (0..=shards).map(|_| ShardCounters::default()).collect();
@@ -675,6 +674,7 @@ fn wall_ms() -> u64 {
     now.map_or(0, |since| since.as_millis() as u64)
 }
 
+/// A name for a new log: nothing depends on its quality but that two differ.
 fn fresh_log_id() -> LogId {
     use std::hash::{BuildHasher, RandomState};
     LogId(RandomState::new().hash_one(std::process::id()))

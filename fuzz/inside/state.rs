@@ -322,15 +322,16 @@ pub(crate) fn enrich(rig: &mut Rig, variant: usize) -> Result<(), CloseReason> {
     Ok(())
 }
 
+/// The names of some agents.
+fn agents(rig: &Rig) -> Vec<Vec<u8>> {
+    let agents = rig.shard.store.tables.all_agents().take(AGENTS_MAX);
+    agents.map(|(_, agent)| agent.name.to_vec()).collect()
+}
+
 /// Reads everything of everybody. What is read whole is compared with its id.
 pub(crate) fn read_all(rig: &mut Rig) -> State {
     let mut state = State::new();
-    let agents = rig.shard.store.tables.all_agents();
-    let names: Vec<Vec<u8>> = agents
-        .take(AGENTS_MAX)
-        .map(|(_, agent)| agent.name.to_vec())
-        .collect();
-    for name in names {
+    for name in agents(rig) {
         let Some(mut client) = Client::attach(rig, &name, false) else {
             continue;
         };
@@ -452,12 +453,7 @@ fn sets(rig: &mut Rig, client: &mut Client) -> Result<Vec<u32>, CloseReason> {
 
 /// Does with every agent what changes it, whatever comes of each.
 pub(crate) fn work(rig: &mut Rig) {
-    let agents = rig.shard.store.tables.all_agents();
-    let names: Vec<Vec<u8>> = agents
-        .take(AGENTS_MAX)
-        .map(|(_, agent)| agent.name.to_vec())
-        .collect();
-    for name in names {
+    for name in agents(rig) {
         let Some(mut client) = Client::attach(rig, &name, false) else {
             continue;
         };

@@ -612,9 +612,8 @@ fn a_footer_without_room_holds_no_collection_up() {
     assert_eq!(collected.end, CollectEnd::Done);
 }
 
-#[test]
-fn a_full_disk_keeps_its_room_for_deletes() {
-    let mut world = World::sized(MemoryDisk::new(), 0, 1 << 30, SEGMENT_BYTES);
+/// Leaves garbage in many segments, then writes `f1` and so on until the disk has no room for another.
+fn fill_disk(world: &mut World) {
     for round in 0..40u32 {
         for no in 0..4 {
             world.put(&key(no), &value(round * 10 + no as u32, 12_000));
@@ -629,6 +628,12 @@ fn a_full_disk_keeps_its_room_for_deletes() {
             break;
         }
     }
+}
+
+#[test]
+fn a_full_disk_keeps_its_room_for_deletes() {
+    let mut world = World::sized(MemoryDisk::new(), 0, 1 << 30, SEGMENT_BYTES);
+    fill_disk(&mut world);
     assert_eq!(world.delete(b"f1").status, Status::Ok);
     let collected = world.collect();
     println!("{collected:?}");
@@ -652,20 +657,7 @@ fn a_fork_keeps_its_history_until_it_goes() {
 #[test]
 fn what_a_full_disk_stopped_is_tried_again_when_there_is_room() {
     let mut world = World::sized(MemoryDisk::new(), 0, 1 << 30, SEGMENT_BYTES);
-    for round in 0..40u32 {
-        for no in 0..4 {
-            world.put(&key(no), &value(round * 10 + no as u32, 12_000));
-        }
-    }
-    world.disk().faults.create = Some(crate::segment::DiskError::NoSpace);
-    let mut no = 0u32;
-    while world
-        .put(format!("f{no}").as_bytes(), &value(5000 + no, 3000))
-        .status
-        == Status::Ok
-    {
-        no += 1;
-    }
+    fill_disk(&mut world);
     assert_eq!(world.collect().end, CollectEnd::NoRoom);
     // It would have been due by itself.
     world.shard.collector.make_due();

@@ -259,9 +259,8 @@ impl<D: Disk> Store<D> {
     pub(super) fn hold_kept(&mut self, id: &ObjectId, held: &mut Vec<ObjectNo>) -> bool {
         let kept = self.find_sound(id).filter(|&no| {
             let object = self.tables.objects.get(no);
-            object.kept && object.kind != ObjectKind::Checkpoint
+            object.kept && object.kind != ObjectKind::Checkpoint && self.is_whole(id)
         });
-        let kept = kept.filter(|_| self.is_whole(id));
         if let Some(no) = kept {
             self.pin(no);
             held.push(no);
