@@ -524,9 +524,7 @@ impl<D: Disk> Shard<D> {
         collector.marker = Marker::default();
         collector.reader = Reader::default();
         let so_far = std::mem::take(&mut collector.so_far);
-        for answer in collector.waiting.drain(..) {
-            answer.give(so_far);
-        }
+        let waiting = std::mem::take(&mut collector.waiting);
         // What a full disk stopped stays due: nothing may grow before there is room.
         if end != CollectEnd::NoRoom {
             self.collector.carried = 0;
@@ -543,5 +541,9 @@ impl<D: Disk> Shard<D> {
         counters
             .collect_blocked
             .set(u64::from(end == CollectEnd::Damaged));
+        // After the counters: who is answered may look at them at once.
+        for answer in waiting {
+            answer.give(so_far);
+        }
     }
 }
