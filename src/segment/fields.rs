@@ -30,6 +30,7 @@ const KIND_DROPPED: u8 = 13;
 const KIND_SET: u8 = 14;
 const KIND_CANDIDATE: u8 = 15;
 const KIND_SET_GONE: u8 = 16;
+const KIND_PRUNED: u8 = 17;
 
 /// Numbers before the name of a set: branch, half-life, time to live, bound.
 pub(super) const SET_NUMBERS_BYTES: usize = 28;
@@ -234,6 +235,7 @@ impl<'a> Fields<'a> {
             Head::Dropped { first, last, from } => {
                 Self::new(KIND_DROPPED, [first.0, last.0]).value(from.0)
             }
+            Head::Pruned { id } => Self::new(KIND_PRUNED, [0, 0]).id(Some(id)),
             Head::Set { .. } | Head::Candidate { .. } | Head::SetGone { .. } => Self::of_set(head),
         }
     }
@@ -375,6 +377,11 @@ impl<'a> Fields<'a> {
                     last: SegmentNo(high),
                     from: Sequence(value_bytes),
                 }
+            }
+            (KIND_PRUNED, Some(id)) => {
+                let bare = self.owner == 0 && key.is_empty() && value_bytes == 0;
+                self.only(FLAG_ID, bare)?;
+                Head::Pruned { id }
             }
             _ => return self.head_of_agent(),
         })

@@ -170,6 +170,12 @@ pub enum Head<'a> {
         /// of the segments in between.
         from: Sequence,
     },
+    /// A checkpoint is none any more, although a record before this one may hold it: what it needs may be
+    /// missing. One that is stored behind this counts.
+    Pruned {
+        /// The checkpoint.
+        id: ObjectId,
+    },
     /// A set of candidates is open, and was observed; said again, only the latter is new.
     Set {
         /// Its agent.
@@ -241,7 +247,7 @@ impl Head<'_> {
         let (ids, key_bytes) = match self {
             Self::Agent { name: key, .. } | Self::Delete { key, .. } => (0, key.len()),
             Self::Put { key, .. } => (1, key.len()),
-            Self::Object { .. } | Self::Adopted { .. } => (1, 0),
+            Self::Object { .. } | Self::Adopted { .. } | Self::Pruned { .. } => (1, 0),
             Self::Branch { name, head, .. } => (1 + usize::from(head.is_some()), name.len()),
             Self::Tag { name, target, .. } => (usize::from(target.is_some()), name.len()),
             Self::Hot { list, .. } => (usize::from(list.is_some()), 0),
@@ -294,6 +300,7 @@ impl Head<'_> {
             }
             Self::Dropped { first, last, from } => 0 < first.0 && first <= last && 0 < from.0,
             Self::Object { .. }
+            | Self::Pruned { .. }
             | Self::Synced { .. }
             | Self::BranchGone { .. }
             | Self::AgentGone { .. }

@@ -11,6 +11,8 @@ use crate::agent::call::{self, Call, Logged, Revision};
 use crate::id::{BranchNo, ObjectId, Retention};
 use crate::segment::memory::{MemoryDisk, Random};
 
+mod pruned;
+
 type Keys = BTreeMap<Vec<u8>, Vec<u8>>;
 
 impl World {

@@ -79,6 +79,14 @@ impl Tables {
                 let before = self.set_key(at, key, None);
                 self.drop_value(before);
             }
+            Head::Pruned { id } => {
+                if let Some(no) = self.objects.find(&id) {
+                    let object = self.objects.get(no);
+                    let (kind, at) = (object.kind, object.at);
+                    self.note_left(kind, id, at);
+                    self.cast_out(no);
+                }
+            }
             Head::Synced { .. } | Head::Dropped { .. } => {}
             _ => self.apply_to_agent(sequence, &record.head)?,
         }
@@ -277,6 +285,7 @@ impl Tables {
         let loose = std::mem::take(&mut self.loose);
         loose.iter().for_each(|&no| self.objects.pin(no));
         self.give_up_dropped(dropped)?;
+        self.forget_left(dropped);
         self.give_up_missing()?;
         let named = |no: &u32| {
             let object = self.objects.get(ObjectNo(*no));
@@ -458,6 +467,7 @@ impl Tables {
                     }
                 } else if let Some(at) = payload {
                     let before = self.objects.relocate(no, at);
+                    self.note_left(kind, id, before);
                     self.garbage_bytes += u64::from(before.bytes);
                     *self.dead.entry(before.segment).or_default() += moved_bytes(before.bytes);
                     if let Some(unread) = self.unread.get_mut(&no.0) {

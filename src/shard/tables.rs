@@ -113,6 +113,9 @@ pub struct Tables {
     pub live_bytes: u64,
     /// Stored bytes of objects that went.
     pub garbage_bytes: u64,
+    /// Checkpoints whose bytes lie in a segment and count no more, and that segment: a start would find
+    /// them again, without what else they need.
+    pub pruned: Vec<(SegmentNo, ObjectId)>,
     /// What is left to be given back while one object takes others with it; the memory is kept.
     below: Vec<ObjectNo>,
     /// While the log is replayed: objects stored ahead of what holds them, one reference each.
@@ -252,6 +255,19 @@ impl Tables {
         self.release(no, freed);
     }
 
+    /// Notes that an object's bytes are left behind in a segment.
+    pub(super) fn note_left(&mut self, kind: ObjectKind, id: ObjectId, at: Location) {
+        if kind == ObjectKind::Checkpoint {
+            self.pruned.push((at.segment, id));
+        }
+    }
+
+    /// Forgets what was left behind in segments that are gone.
+    pub(super) fn forget_left(&mut self, gone: &[SegmentNo]) {
+        self.pruned.retain(|(segment, _)| !gone.contains(segment));
+        self.pruned.shrink_to(2 * self.pruned.len());
+    }
+
     /// The chunk of a large value, `bytes` long, that has byte `at`. `None` where what leads there is
     /// damaged: recovery found no such node, or lengths don't add up.
     #[must_use]
@@ -375,6 +391,7 @@ impl Tables {
         let chunks: usize = chunks.map(|all| size_of_val(&**all) + 64).sum();
         let agents = self.agents.capacity() * size_of::<usize>()
             + self.agent_count as usize * (size_of::<Agent>() + 96);
-        (self.objects.memory_bytes() + sets + chunks + agents) as u64
+        let pruned = self.pruned.capacity() * size_of::<(SegmentNo, ObjectId)>();
+        (self.objects.memory_bytes() + sets + chunks + agents + pruned) as u64
     }
 }

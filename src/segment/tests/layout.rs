@@ -244,6 +244,19 @@ const VECTOR_SETS: [&str; 4] = [
     "5d43e7d5100000002c00000000000000090000000500000000000000020000000368e5cf8b010000",
 ];
 
+/// The same of a checkpoint that is none any more.
+#[test]
+fn the_bytes_of_a_pruned_checkpoint_are_those_of_the_document() {
+    let id = ObjectId::of_blob(b"state");
+    let head = Head::Pruned { id };
+    let mut bytes = Vec::new();
+    encode(&head.into(), Sequence(41), 2, HEADER.checksum(), &mut bytes);
+    assert_eq!(hex(&bytes), VECTOR_PRUNED);
+    assert_eq!(decode(&bytes, HEADER.checksum()).unwrap().head, head);
+}
+
+const VECTOR_PRUNED: &str = "357a89bc110100002900000000000000000000000000000000000000020000000000000000000000456cf7f1bcf2d3dc53ec88b93f05b0053490b07906a459b9a7447744bf3bae82";
+
 /// Of version 1: what is now `settled` was zero.
 #[test]
 fn a_header_of_the_version_before_is_read() {

@@ -43,6 +43,7 @@ enum Owned {
     Adopted(u32, ObjectId, bool),
     Hot(u32, Option<ObjectId>),
     Dropped(u32, u32, u64),
+    Pruned(ObjectId),
     /// Number and branch are the agent's; half-life, time to live, bound, time.
     Set(u32, [u64; 4], Option<ObjectId>, Vec<u8>),
     /// Checkpoint and tree; weight, time.
@@ -130,6 +131,7 @@ impl Owned {
                 agent: AgentNo(*agent),
                 list: *list,
             },
+            Self::Pruned(id) => Head::Pruned { id: *id },
             Self::Dropped(first, last, from) => Head::Dropped {
                 first: SegmentNo(*first),
                 last: SegmentNo(*last),
@@ -236,6 +238,7 @@ impl Owned {
                 gone,
             } => Self::Adopted(agent.0, target, gone),
             Head::Hot { agent, list } => Self::Hot(agent.0, list),
+            Head::Pruned { id } => Self::Pruned(id),
             Head::Dropped { first, last, from } => Self::Dropped(first.0, last.0, from.0),
             Head::Set {
                 agent,
@@ -301,7 +304,8 @@ impl Owned {
             Retention::Newer(random.next()),
         ];
         let numbers = [(); 4].map(|()| random.next());
-        match random.below(18) {
+        match random.below(19) {
+            18 => Self::Pruned(id(random)),
             15 => Self::Set(agent, numbers, head, key),
             16 => {
                 let (ids, no) = ([id(random), id(random)], numbers[2] as u32);

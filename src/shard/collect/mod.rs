@@ -441,6 +441,7 @@ impl<D: Disk> Shard<D> {
             collector.so_far.bytes += state.map_or(0, |state| u64::from(state.data_end));
             store.log.remove(&mut store.disk, segment);
         }
+        store.tables.forget_left(collector.moving.segments());
         collector.moving.segments().to_vec()
     }
 

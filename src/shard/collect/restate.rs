@@ -52,6 +52,8 @@ pub struct Restate {
     items: Vec<Item>,
     /// Of segments that are gone, from the last one.
     gaps: Vec<Head<'static>>,
+    /// Checkpoints that are none any more: so many, the first ones, are left.
+    pruned: usize,
 }
 
 impl Restate {
@@ -67,6 +69,11 @@ impl Restate {
             if let Some(&gap) = self.gaps.last() {
                 store.say(gap)?;
                 self.gaps.pop();
+                continue;
+            }
+            if let Some(listed) = self.pruned.checked_sub(1) {
+                store.say_pruned(listed)?;
+                self.pruned = listed;
                 continue;
             }
             let Some(item) = self.items.last_mut() else {
@@ -122,6 +129,7 @@ impl<D: Disk> Store<D> {
         self.restating = Some(self.last_restated);
         Restate {
             gaps: self.log.gaps().collect(),
+            pruned: self.tables.pruned.len(),
             ..Restate::default()
         }
     }
@@ -134,7 +142,8 @@ impl<D: Disk> Store<D> {
             let records: usize = branches.map(|branch| 1 + branch.keys.changes()).sum();
             (names + records) as u64 * (RECORD_BYTES + 32)
         };
-        self.tables.all_agents().map(of_agent).sum()
+        let of_agents: u64 = self.tables.all_agents().map(of_agent).sum();
+        of_agents + self.tables.pruned.len() as u64 * RECORD_BYTES
     }
 
     /// Says what a record is about, if nobody has yet since the saying began.
@@ -163,6 +172,7 @@ impl<D: Disk> Store<D> {
             },
             Head::Agent { .. }
             | Head::Object { .. }
+            | Head::Pruned { .. }
             | Head::Synced { .. }
             | Head::Dropped { .. } => Ok(()),
         }
@@ -195,6 +205,16 @@ impl<D: Disk> Store<D> {
     fn say_granted(&mut self, head: Head<'_>) -> Result<(), Refused> {
         self.log.append(&head.into()).map_err(refused)?;
         Ok(())
+    }
+
+    /// Says that a checkpoint is none any more, unless it was stored again.
+    fn say_pruned(&mut self, listed: usize) -> Result<(), Refused> {
+        match self.tables.pruned.get(listed) {
+            Some(&(_, id)) if self.tables.objects.find(&id).is_none() => {
+                self.say(Head::Pruned { id })
+            }
+            _ => Ok(()),
+        }
     }
 
     fn say_agent(&mut self, no: AgentNo) -> Result<(), Refused> {

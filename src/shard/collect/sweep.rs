@@ -52,6 +52,9 @@ impl Sweep {
 impl<D: Disk> Store<D> {
     /// Takes from an object that a tree may hold it.
     fn give_up(&mut self, no: ObjectNo) {
+        let object = self.tables.objects.get(no);
+        let (kind, id, at) = (object.kind, object.id, object.at);
+        self.tables.note_left(kind, id, at);
         // Nothing else may hold it: the reference makes its end that of any other.
         self.tables.objects.acquire(no);
         self.tables.objects.unkeep(no);
@@ -185,6 +188,8 @@ impl Move {
         for Moved { no, id, from, to } in self.moved.drain(..) {
             let object = store.tables.objects.get(no);
             if object.is_needed() && object.id == id && object.at == from {
+                let kind = object.kind;
+                store.tables.note_left(kind, id, from);
                 store.tables.objects.relocate(no, to);
                 store.tables.objects.set_logged(no, true);
                 store.log.garbage(from.segment, moved_bytes(from.bytes));
