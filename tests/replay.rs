@@ -135,10 +135,21 @@ fn report_file(data_dir: &Path) -> Value {
 
 #[test]
 fn twenty_agents_read_what_they_wrote() {
-    let case = Case::new();
-    let output = case.run(&["--agents", "20", "--seconds", "2", "--json"]);
-    assert!(output.status.success(), "{}", text(&output.stderr));
-    let report: Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
+    // How far they come in a time is the machine's: each kind of call comes up sooner or later.
+    let (case, report) = ["2", "8", "32"]
+        .iter()
+        .map(|seconds| {
+            let case = Case::new();
+            let output = case.run(&["--agents", "20", "--seconds", seconds, "--json"]);
+            assert!(output.status.success(), "{}", text(&output.stderr));
+            let report = serde_json::from_slice::<Value>(&output.stdout);
+            (case, report.expect("one JSON object"))
+        })
+        .find(|(_, report)| {
+            let counts = VERSION_CALLS.map(|name| report["latency_ns"][name]["count"].as_u64());
+            counts.iter().all(|count| *count > Some(0))
+        })
+        .expect("each kind of call");
     assert_eq!(report["agents"], 20);
     assert_eq!(report["verify"]["mismatches"], 0);
     let count = |name: &str| report["latency_ns"][name]["count"].as_u64().unwrap();
@@ -149,7 +160,6 @@ fn twenty_agents_read_what_they_wrote() {
     assert!(report["verify"]["reads_checked"].as_u64().unwrap() > reads);
     for name in VERSION_CALLS {
         let latency = &report["latency_ns"][name];
-        assert!(count(name) > 0, "{name}");
         assert!(latency["p50"].as_u64() <= latency["max"].as_u64(), "{name}");
     }
     let storage = |name: &str| report["storage"][name].as_u64().unwrap();
