@@ -24,14 +24,14 @@
 //! Cost: the shadow is 20 bytes per way, a thirteenth of the window, allocated at the first fill;
 //! before it, a writer costs its own struct and no page of the region.
 
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::Ordering;
 
 use crate::cache::window::{
     self, INDEX_SHARE, LINE_BYTES, MAGIC, Place, VALUE_INLINE_BYTES_MAX, WAYS, WINDOW_BYTES_MAX,
     WindowError, hash_key, in_view, last_word, padded, tag_of,
 };
 use crate::id::{KEY_BYTES_MAX, View};
-use crate::shared::SharedMemory;
+use crate::shared::{SharedMemory, fence};
 
 /// Most lines that one fill copies to spare extents that were hit.
 const MOVE_LINES_MAX: u32 = 64;
