@@ -40,9 +40,13 @@ pub use mapped::SharedMemory;
 pub use model::SharedMemory;
 
 #[cfg(helios_loom)]
+pub(crate) use loom::thread::yield_now;
+#[cfg(helios_loom)]
 pub(crate) use model::{AtomicBool, AtomicU8, AtomicU32, fence};
 #[cfg(not(helios_loom))]
 pub(crate) use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, fence};
+#[cfg(not(helios_loom))]
+pub(crate) use std::thread::yield_now;
 
 /// Who may write a region besides its creator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -464,7 +464,7 @@ impl ClientLane {
     }
 
     /// The region the client writes, for tests that write it wrongly.
-    #[cfg(test)]
+    #[cfg(all(test, not(helios_loom)))]
     pub(crate) fn region(&self) -> &SharedMemory {
         &self.client
     }

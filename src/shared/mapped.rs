@@ -25,7 +25,38 @@ use super::{Access, SharedError};
 /// A mapped region of memory shared with another process.
 #[derive(Debug)]
 pub struct SharedMemory {
-    map: MmapRaw,
+    map: Map,
+}
+
+#[cfg(not(helios_tsan))]
+type Map = MmapRaw;
+#[cfg(helios_tsan)]
+type Map = std::sync::Arc<MmapRaw>;
+
+/// One mapping for all halves in a process: TSan knows a word by its address, so that it would see
+/// no order between two that are the same in memory.
+#[cfg(helios_tsan)]
+mod one_mapping {
+    use super::Map;
+    use std::os::fd::AsFd;
+    use std::sync::{Mutex, PoisonError};
+
+    /// By the number of the file.
+    static MAPS: Mutex<Vec<(u64, Map)>> = Mutex::new(Vec::new());
+
+    pub(super) fn of(
+        fd: impl AsFd,
+        make: impl FnOnce() -> std::io::Result<Map>,
+    ) -> std::io::Result<Map> {
+        let file = rustix::fs::fstat(fd)?.st_ino;
+        let mut maps = MAPS.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, map)) = maps.iter().find(|(known, _)| *known == file) {
+            return Ok(Map::clone(map));
+        }
+        let map = make()?;
+        maps.push((file, Map::clone(&map)));
+        Ok(map)
+    }
 }
 
 impl SharedMemory {
@@ -37,14 +68,17 @@ impl SharedMemory {
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | MemfdFlags::NOEXEC_SEAL;
         let fd = match rustix::fs::memfd_create(name, flags) {
             // Kernels before 6.3 don't know NOEXEC_SEAL.
-            Err(Errno::INVAL) => {
-                rustix::fs::memfd_create(name, flags - MemfdFlags::NOEXEC_SEAL)
-            }
+            Err(Errno::INVAL) => rustix::fs::memfd_create(name, flags - MemfdFlags::NOEXEC_SEAL),
             made => made,
         }
         .map_err(io::Error::from)?;
         rustix::fs::ftruncate(&fd, bytes as u64).map_err(io::Error::from)?;
+        #[cfg(not(helios_tsan))]
         let map = MmapOptions::new().len(bytes).map_raw(&fd)?;
+        #[cfg(helios_tsan)]
+        let map = one_mapping::of(&fd, || {
+            Ok(MmapOptions::new().len(bytes).map_raw(&fd)?.into())
+        })?;
         let mut seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
         if peer == Access::ReadOnly {
             seals |= SealFlags::FUTURE_WRITE;
@@ -72,10 +106,16 @@ impl SharedMemory {
             });
         }
         let options = MmapOptions::new().len(bytes).to_owned();
+        #[cfg(not(helios_tsan))]
         let map = match access {
             Access::ReadOnly => options.map_raw_read_only(&fd)?,
             Access::ReadWrite => options.map_raw(&fd)?,
         };
+        #[cfg(helios_tsan)]
+        let map = one_mapping::of(fd, || match access {
+            Access::ReadOnly => Ok(options.map_raw_read_only(&fd)?.into()),
+            Access::ReadWrite => Ok(options.map_raw(&fd)?.into()),
+        })?;
         Ok(Self { map })
     }
 

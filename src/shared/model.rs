@@ -13,8 +13,7 @@
 //!   stores* of its thread behind it can't be missed: the order of `consumed` (the client reads a
 //!   slot, then says so) is argued in `PROTOCOL.md`, not shown.
 //! - sequentially consistent accesses are no more than acquire and release; here each has a
-//!   sequentially consistent fence on both sides, which loom knows. Where all accesses of a
-//!   protocol are of that kind, as in `io`'s line, that is the same.
+//!   sequentially consistent fence on both sides, which loom knows.
 //! - a system call is a step that nothing divides: the kernel's own barriers are taken for granted.
 //!   Timeouts never come, so that a wake that is lost is a deadlock, which loom reports.
 //! - bytes are words here: models use multiples of 8 only, at places that are such.
@@ -85,7 +84,7 @@ struct Unknown;
 /// # Panics
 /// Where the model does, or deadlocks, in one of them.
 pub fn explore(name: &str, preemptions: usize, model: fn()) {
-    run(name, preemptions, None, model).unwrap_or_else(|failed| resume_unwind(failed));
+    run(name, preemptions, None, false, model).unwrap_or_else(|failed| resume_unwind(failed));
 }
 
 /// Asserts that `model` fails with each of these bugs, and that it reaches their lines.
@@ -95,7 +94,7 @@ pub fn explore(name: &str, preemptions: usize, model: fn()) {
 pub fn caught(name: &str, preemptions: usize, plants: &[Plant], model: fn()) {
     let mut missed = Vec::new();
     for plant in plants {
-        let outcome = run(name, preemptions, Some(plant), model);
+        let outcome = run(name, preemptions, Some(plant), true, model);
         let reached = STATE.with_borrow(|state| state.reached);
         let how = match &outcome {
             Ok(()) => "NOT noticed".to_owned(),
@@ -109,32 +108,61 @@ pub fn caught(name: &str, preemptions: usize, plants: &[Plant], model: fn()) {
     assert!(missed.is_empty(), "{name}: not noticed: {missed:#?}");
 }
 
+/// Asserts that `model`, which does something wrong itself, fails with words that begin so.
+///
+/// # Panics
+/// Where it doesn't.
+pub fn fails(name: &str, preemptions: usize, expected: &str, model: fn()) {
+    let outcome = run(name, preemptions, None, true, model);
+    let failed = outcome
+        .err()
+        .unwrap_or_else(|| panic!("{name}: NOT noticed"));
+    let how = what_failed(failed.as_ref());
+    assert!(
+        how.contains(expected),
+        "{name}: {how:?} where {expected:?} was to be noticed"
+    );
+    println!("{name}: caught: {how}");
+}
+
 fn what_failed(failed: &(dyn Any + Send)) -> &str {
     let text = failed.downcast_ref::<String>().map(String::as_str);
     let text = text.or_else(|| failed.downcast_ref::<&str>().copied());
-    text.unwrap_or("a panic without words").lines().next().unwrap_or_default()
+    text.unwrap_or("a panic without words")
+        .lines()
+        .next()
+        .unwrap_or_default()
 }
 
 fn run(
     name: &str,
     preemptions: usize,
     plant: Option<&Plant>,
+    quiet: bool,
     model: fn(),
 ) -> Result<(), Box<dyn Any + Send>> {
     let plant = plant.map(|plant| (plant.file, line_of(plant), plant.fault));
-    STATE.with_borrow_mut(|state| *state = State { plant, ..State::default() });
-    let quiet = plant.is_some();
+    STATE.with_borrow_mut(|state| {
+        *state = State {
+            plant,
+            ..State::default()
+        }
+    });
     loop {
         let tried = Arc::new(Mutex::new(0));
         let count = Arc::clone(&tried);
         let mut builder = loom::model::Builder::new();
         builder.preemption_bound = Some(preemptions);
         builder.max_branches = 20_000;
+        // One thread at a time runs models, so that the hook is its own.
         let hook = std::panic::take_hook();
-        if quiet {
-            // What is planted is to fail.
-            std::panic::set_hook(Box::new(|_| ()));
-        }
+        std::panic::set_hook(Box::new(move |info| {
+            // What is planted is to fail; a model that begins anew ends its threads without words.
+            if !quiet && info.payload_as_str().is_some() {
+                // No more than this: the stack of a model's thread is small.
+                eprintln!("{info}");
+            }
+        }));
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             builder.check(move || {
                 *lock(&count) += 1;
@@ -145,9 +173,8 @@ fn run(
                 model();
             });
         }));
-        if quiet {
-            std::panic::set_hook(hook);
-        }
+        drop(std::panic::take_hook());
+        std::panic::set_hook(hook);
         match outcome {
             Err(thrown) if thrown.is::<Unknown>() => {}
             Ok(()) => {
@@ -163,10 +190,19 @@ fn run(
 fn line_of(plant: &Plant) -> u32 {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(plant.file);
     let text = std::fs::read_to_string(&path).expect("the file of a planted bug");
-    let mut lines = (1..).zip(text.lines()).filter(|(_, line)| line.contains(plant.text));
-    let found = lines.next().unwrap_or_else(|| panic!("no such line: {plant:?}"));
-    assert!(lines.next().is_none(), "more than one such line: {plant:?}");
-    found.0
+    let found = |is: &dyn Fn(&str) -> bool| -> Vec<u32> {
+        let lines = (1..).zip(text.lines());
+        lines
+            .filter(|(_, line)| is(line))
+            .map(|(no, _)| no)
+            .collect()
+    };
+    let whole = found(&|line| line.trim() == plant.text);
+    let part = found(&|line| line.contains(plant.text));
+    match (&whole[..], &part[..]) {
+        (&[line], _) | (&[], &[line]) => line,
+        _ => panic!("{} and {} such lines: {plant:?}", whole.len(), part.len()),
+    }
 }
 
 /// What is planted at an operation.
@@ -318,7 +354,9 @@ macro_rules! counter {
                 };
                 let fault = fault(at);
                 before_store(fault);
-                access(order_of(fault, order), |order| atomic.fetch_add(value, order))
+                access(order_of(fault, order), |order| {
+                    atomic.fetch_add(value, order)
+                })
             }
         }
     };
@@ -355,19 +393,22 @@ pub struct Sleeper {
     changed: loom::sync::Condvar,
 }
 
-impl Default for Sleeper {
-    fn default() -> Self {
-        Self {
+impl Sleeper {
+    /// Something to sleep on, not rung.
+    ///
+    /// # Errors
+    /// None.
+    pub fn new() -> rustix::io::Result<Self> {
+        Ok(Self {
             rung: loom::sync::Mutex::new(false),
             changed: loom::sync::Condvar::new(),
-        }
+        })
     }
-}
 
-impl Sleeper {
     /// Ends the sleep, or the next one.
+    #[track_caller]
     pub fn ring(&self) {
-        if panicking() {
+        if panicking() || fault(Location::caller()) == Some(Fault::Skipped) {
             return;
         }
         *self.rung.lock().expect("no thread failed") = true;
@@ -375,13 +416,21 @@ impl Sleeper {
     }
 
     /// Sleeps until it was rung.
-    pub fn sleep(&self) {
+    pub fn sleep(&self, _timeout: Option<Duration>) {
         before_store(None);
         let mut rung = self.rung.lock().expect("no thread failed");
         while !*rung {
             rung = self.changed.wait(rung).expect("no thread failed");
         }
         *rung = false;
+    }
+
+    /// Nothing: no model has a socket.
+    ///
+    /// # Errors
+    /// None.
+    pub fn watch(&self, _socket: impl AsFd) -> io::Result<()> {
+        Ok(())
     }
 }
 
