@@ -74,10 +74,8 @@ impl Raw {
 
     fn join(self) {
         // SAFETY: a thread that was started here, and is joined once.
-        assert_eq!(
-            unsafe { libc::pthread_join(self.0, std::ptr::null_mut()) },
-            0
-        );
+        let joined = unsafe { libc::pthread_join(self.0, std::ptr::null_mut()) };
+        assert_eq!(joined, 0);
     }
 }
 

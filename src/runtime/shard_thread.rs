@@ -21,7 +21,7 @@ use crate::runtime::sleeper::Sleeper;
 use crate::shard::Shard;
 #[cfg(helios_loom)]
 use crate::shared::model::Sleeper;
-use crate::shared::{self, fence};
+use crate::shared::{AtomicBool as SharedBool, fence};
 use crate::topology::{ShardSeat, bind_memory_to_node, pin_current_thread};
 
 /// How long a shard alone on its core polls without finding work: longer than an agent takes
@@ -36,7 +36,7 @@ const TURNS_PER_CLOCK: u32 = 8;
 /// What wakes a shard that sleeps.
 #[derive(Debug)]
 pub(super) struct Doorbell {
-    sleeping: shared::AtomicBool,
+    sleeping: SharedBool,
     sleeper: Sleeper,
     status: StatusPage,
     status_fd: OwnedFd,
@@ -52,7 +52,7 @@ impl Doorbell {
         })?;
         let (status, status_fd) = StatusPage::create()?;
         Ok(Self {
-            sleeping: shared::AtomicBool::new(false),
+            sleeping: SharedBool::new(false),
             sleeper,
             status,
             status_fd,
