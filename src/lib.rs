@@ -28,7 +28,7 @@ pub mod fuzzing;
 
 pub use runtime::Runtime;
 
-#[cfg(test)]
+#[cfg(all(test, not(helios_loom)))]
 #[path = "../tests/simulation/mod.rs"]
 mod simulation;
 

@@ -22,12 +22,16 @@ mod inbox;
 mod listener;
 mod read_only;
 mod shard_thread;
+#[cfg(not(helios_loom))]
+mod sleeper;
 mod verify;
 
 #[cfg(fuzzing)]
 #[path = "../fuzz/inside/segments.rs"]
 pub(crate) mod fuzzing;
 
+#[cfg(all(test, helios_loom))]
+mod doorbell_models;
 #[cfg(test)]
 mod tests;
 

@@ -17,12 +17,8 @@ use std::cell::Cell;
 use std::io;
 use std::marker::PhantomData;
 use std::os::fd::AsFd;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
-
-use rustix::io::Errno;
-use rustix::thread::futex;
-use rustix::time::Timespec;
 
 use crate::agent::arena::{Arena, Block};
 use crate::agent::bell::ClientBells;
@@ -34,7 +30,7 @@ use crate::agent::layout::{
 use crate::agent::malformed::Malformed;
 use crate::agent::{Attention, CloseReason, Waiting};
 use crate::id::{LaneNo, ShardNo, View};
-use crate::shared::{Access, SharedError, SharedMemory};
+use crate::shared::{Access, SharedError, SharedMemory, fence};
 
 /// Looks at the ring between two looks at the clock, while spinning.
 const LOOKS_PER_CLOCK: u32 = 32;
@@ -213,12 +209,12 @@ impl ClientLane {
     /// `StatusPage::set_sleeping`).
     #[inline]
     pub fn notify(&self, bells: &ClientBells) -> Notify {
-        fence(Ordering::SeqCst);
+        fence(Ordering::SeqCst); // Partner: the fence in `ServerLane::set_attention`.
         if self.attention() == Attention::Polled {
             return Notify::Nothing;
         }
         bells.ring(self.shard, self.lane);
-        fence(Ordering::SeqCst);
+        fence(Ordering::SeqCst); // Partner: the fence in `StatusPage::set_sleeping`.
         if bells.sleeping(self.shard) {
             Notify::SendBell
         } else {
@@ -283,7 +279,7 @@ impl ClientLane {
                 self.disarm();
                 return looked;
             }
-            let slept = self.sleep(wakes, left);
+            let slept = self.server.wait(S_WAKES, wakes, left);
             self.disarm();
             slept?;
         }
@@ -429,19 +425,6 @@ impl ClientLane {
         }
     }
 
-    fn sleep(&self, wakes: u32, left: Duration) -> Result<(), LaneError> {
-        let timeout = Timespec {
-            tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
-            tv_nsec: left.subsec_nanos().into(),
-        };
-        let word = self.server.half(S_WAKES);
-        match futex::wait(word, futex::Flags::empty(), wakes, Some(&timeout)) {
-            // Woken, or it changed before, or a signal, or time: the caller looks again.
-            Ok(()) | Err(Errno::AGAIN | Errno::INTR | Errno::TIMEDOUT) => Ok(()),
-            Err(refused) => Err(LaneError::Os(refused.into())),
-        }
-    }
-
     /// Stores how we wait, under a new number; the caller then looks at the ring once more.
     fn say_waiting(&mut self, waiting: Waiting) {
         self.waits = self.waits.wrapping_add(1);
@@ -474,8 +457,14 @@ impl ClientLane {
         word.store(position, Ordering::Relaxed);
     }
 
+    /// Makes the client tell how much it has read one submission later than it must.
+    #[cfg(all(test, helios_loom))]
+    pub(super) fn tell_late(&mut self) {
+        self.published += 1;
+    }
+
     /// The region the client writes, for tests that write it wrongly.
-    #[cfg(test)]
+    #[cfg(all(test, not(helios_loom)))]
     pub(crate) fn region(&self) -> &SharedMemory {
         &self.client
     }

@@ -34,7 +34,9 @@ pub mod server_lane;
 pub mod set_call;
 pub mod socket;
 
-#[cfg(test)]
+#[cfg(all(test, helios_loom))]
+mod lane_models;
+#[cfg(all(test, not(helios_loom)))]
 mod tests;
 
 pub use arena::{Arena, Block};

@@ -16,9 +16,7 @@
 //! client polls; one futex wake, or one frame, where it sleeps.
 
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{Ordering, fence};
-
-use rustix::thread::futex;
+use std::sync::atomic::Ordering;
 
 use crate::agent::entry::{Completion, Extent, Submission};
 use crate::agent::layout::{
@@ -28,7 +26,7 @@ use crate::agent::layout::{
 use crate::agent::malformed::Malformed;
 use crate::agent::{Attention, CloseReason, Waiting};
 use crate::id::View;
-use crate::shared::{Access, SharedError, SharedMemory};
+use crate::shared::{Access, SharedError, SharedMemory, fence};
 
 /// Most hits that one look may find reported.
 const HITS_MAX: u64 = 1 << 40;
@@ -239,7 +237,7 @@ impl ServerLane {
     pub fn set_attention(&mut self, attention: Attention) -> bool {
         let word = self.server.half(S_ATTENTION);
         word.store(attention as u32, Ordering::Relaxed);
-        fence(Ordering::SeqCst); // Partner: the fences in `ClientLane::notify`.
+        fence(Ordering::SeqCst); // Partner: the first fence of `ClientLane::notify`.
         let at = self.sizes.submissions_at() + self.slot(self.taken);
         let found = self.client.word(at).load(Ordering::Acquire) as u32;
         found != 0 && found != tag(self.taken.wrapping_sub(self.slots()))
@@ -312,9 +310,7 @@ impl ServerLane {
         self.wakes = self.wakes.wrapping_add(1);
         let word = self.server.half(S_WAKES);
         word.store(self.wakes, Ordering::Release);
-        // It can only fail for a bad address.
-        let woken = futex::wake(word, futex::Flags::empty(), u32::MAX >> 1);
-        debug_assert!(woken.is_ok(), "{woken:?}");
+        self.server.wake(S_WAKES);
     }
 
     #[inline]
@@ -334,7 +330,7 @@ impl ServerLane {
     }
 
     /// The position of the next submission, for tests that forge it.
-    #[cfg(test)]
+    #[cfg(all(test, not(helios_loom)))]
     pub(super) fn position(&self) -> u64 {
         self.taken
     }

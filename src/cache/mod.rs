@@ -31,7 +31,9 @@ pub mod window_writer;
 
 #[cfg(test)]
 mod l2_tests;
-#[cfg(test)]
+#[cfg(all(test, helios_loom))]
+mod window_models;
+#[cfg(all(test, not(helios_loom)))]
 mod window_tests;
 
 pub use l2::{Chunks, EntryNo, GROUPS_MAX, GroupNo, L2};

@@ -24,14 +24,14 @@
 //! Cost: the shadow is 20 bytes per way, a thirteenth of the window, allocated at the first fill;
 //! before it, a writer costs its own struct and no page of the region.
 
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::Ordering;
 
 use crate::cache::window::{
     self, INDEX_SHARE, LINE_BYTES, MAGIC, Place, VALUE_INLINE_BYTES_MAX, WAYS, WINDOW_BYTES_MAX,
     WindowError, hash_key, in_view, last_word, padded, tag_of,
 };
 use crate::id::{KEY_BYTES_MAX, View};
-use crate::shared::SharedMemory;
+use crate::shared::{SharedMemory, fence};
 
 /// Most lines that one fill copies to spare extents that were hit.
 const MOVE_LINES_MAX: u32 = 64;
@@ -122,7 +122,7 @@ impl WindowWriter {
     }
 
     /// Bytes of private memory that the writer holds beside itself.
-    #[cfg(test)]
+    #[cfg(all(test, not(helios_loom)))]
     pub(super) fn shadow_bytes(&self) -> usize {
         size_of_val(&*self.ways)
     }
@@ -283,7 +283,7 @@ impl WindowWriter {
         };
         // Release: partner of the acquire fence in `WindowReader::attempt`. All sequences made
         // odd so far, this way's and those of what was overtaken, come before the bytes below.
-        fence(Ordering::Release);
+        fence(Ordering::Release); // Before the bytes of a fill.
         let at = usize::from(line) * LINE_BYTES;
         self.store_bytes(at, key);
         self.store_bytes(at + padded(key.len()), value);
@@ -394,7 +394,7 @@ impl WindowWriter {
         }
         self.close(slot, self.ways[slot].tag);
         // Release: as in `fill`. What lay at the head was overtaken and is odd.
-        fence(Ordering::Release);
+        fence(Ordering::Release); // Before the bytes of a move.
         let (from_at, to_at) = (from as usize * LINE_BYTES, to as usize * LINE_BYTES);
         for word in (0..lines as usize * LINE_BYTES).step_by(8) {
             let moved = self.memory.word(from_at + word).load(Ordering::Relaxed);
@@ -430,8 +430,14 @@ impl WindowWriter {
         self.live -= 1;
     }
 
+    /// Puts the head where it is after a round of the log.
+    #[cfg(all(test, helios_loom))]
+    pub(super) fn go_round(&mut self) {
+        self.head = data_line(self.bytes());
+    }
+
     /// A word of the region, for tests.
-    #[cfg(test)]
+    #[cfg(all(test, not(helios_loom)))]
     pub(super) fn word(&self, at: usize) -> u64 {
         self.memory.word(at).load(Ordering::Relaxed)
     }

@@ -22,6 +22,8 @@ mod reply;
 mod session;
 mod superposition;
 mod versions;
+#[cfg(all(test, helios_loom))]
+mod view_models;
 
 pub use crate::agent::call::{DiffCounts, Policy, Revision};
 pub use crate::agent::lifecycle::{AgentInfo, AgentItem, AgentPage, HeadInfo, Suspended};

@@ -14,7 +14,7 @@
 
 use std::sync::Arc;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
+use std::sync::atomic::Ordering;
 use std::task::Waker;
 use std::thread::Thread;
 
@@ -24,6 +24,7 @@ use ringbuf::{HeapCons, HeapProd, HeapRb};
 
 use crate::id::SegmentNo;
 use crate::segment::{IoReply, IoRequest, Sequence};
+use crate::shared::{AtomicBool, AtomicU8, AtomicU32, yield_now};
 
 /// Requests of a shard that may be unanswered: creates, syncs and seals.
 pub(super) const SERIAL_SLOTS: usize = 1024;
@@ -136,7 +137,7 @@ impl Bell {
     pub(super) fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
         while self.entered.load(Ordering::SeqCst) != 0 {
-            std::thread::yield_now();
+            yield_now();
         }
     }
 

@@ -5,20 +5,23 @@
 //! two sees the other (both have a sequentially consistent fence between).
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-
-use rustix::event::{EventfdFlags, epoll};
 
 use crate::agent::bell::StatusPage;
 use crate::agent::socket::FrameSocket;
 use crate::io::ShardDisk;
 use crate::runtime::RuntimeError;
 use crate::runtime::control::ShardEvents;
+#[cfg(not(helios_loom))]
+use crate::runtime::sleeper::Sleeper;
 use crate::shard::Shard;
+#[cfg(helios_loom)]
+use crate::shared::model::Sleeper;
+use crate::shared::{AtomicBool as SharedBool, fence};
 use crate::topology::{ShardSeat, bind_memory_to_node, pin_current_thread};
 
 /// How long a shard alone on its core polls without finding work: longer than an agent takes
@@ -33,9 +36,8 @@ const TURNS_PER_CLOCK: u32 = 8;
 /// What wakes a shard that sleeps.
 #[derive(Debug)]
 pub(super) struct Doorbell {
-    sleeping: AtomicBool,
-    event: OwnedFd,
-    epoll: OwnedFd,
+    sleeping: SharedBool,
+    sleeper: Sleeper,
     status: StatusPage,
     status_fd: OwnedFd,
     #[cfg(test)]
@@ -44,20 +46,14 @@ pub(super) struct Doorbell {
 
 impl Doorbell {
     pub(super) fn new() -> Result<Self, RuntimeError> {
-        let os = |source: rustix::io::Errno| RuntimeError::Os {
+        let sleeper = Sleeper::new().map_err(|source| RuntimeError::Os {
             what: "making a shard's doorbell",
             source: source.into(),
-        };
-        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
-        let event = rustix::event::eventfd(0, flags).map_err(os)?;
-        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(os)?;
-        let data = epoll::EventData::new_u64(0);
-        epoll::add(&epoll, &event, data, epoll::EventFlags::IN).map_err(os)?;
+        })?;
         let (status, status_fd) = StatusPage::create()?;
         Ok(Self {
-            sleeping: AtomicBool::new(false),
-            event,
-            epoll,
+            sleeping: SharedBool::new(false),
+            sleeper,
             status,
             status_fd,
             #[cfg(test)]
@@ -74,8 +70,7 @@ impl Doorbell {
     pub(super) fn ring(&self) {
         fence(Ordering::SeqCst); // Partner: the fence in `fall_asleep`.
         if self.sleeping.load(Ordering::Relaxed) {
-            // The counter can't be full: it is read at every wake.
-            let _ = rustix::io::write(&self.event, &1_u64.to_ne_bytes());
+            self.sleeper.ring();
         }
     }
 
@@ -96,16 +91,16 @@ impl Doorbell {
     /// the fast way only: where the listener reads the frame first, epoll drops the event here,
     /// and the listener rings.
     pub(super) fn watch(&self, socket: &FrameSocket) -> io::Result<()> {
-        let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
-        match epoll::add(
-            &self.epoll,
-            socket.as_fd(),
-            epoll::EventData::new_u64(1),
-            flags,
-        ) {
-            Ok(()) | Err(rustix::io::Errno::EXIST) => Ok(()),
-            Err(errno) => Err(errno.into()),
+        self.sleeper.watch(socket)
+    }
+
+    /// Sleeps, if a look after the flags are up finds nothing to do: it says for how long then.
+    pub(super) fn rest(&self, look: impl FnOnce() -> Option<Option<Duration>>) {
+        self.fall_asleep();
+        if let Some(timeout) = look() {
+            self.sleeper.sleep(timeout);
         }
+        self.wake_up();
     }
 
     fn fall_asleep(&self) {
@@ -117,22 +112,6 @@ impl Doorbell {
     fn wake_up(&self) {
         self.sleeping.store(false, Ordering::Relaxed);
         self.status.set_sleeping(false);
-    }
-
-    fn sleep(&self, timeout: Option<Duration>) {
-        let timeout = timeout.map(|timeout| rustix::event::Timespec {
-            tv_sec: timeout.as_secs() as i64,
-            tv_nsec: i64::from(timeout.subsec_nanos()),
-        });
-        let mut events = [epoll::Event {
-            flags: epoll::EventFlags::empty(),
-            data: epoll::EventData::new_u64(0),
-        }; 16];
-        // An interruption is as good as a wake.
-        let woken = epoll::wait(&self.epoll, &mut events[..], timeout.as_ref()).unwrap_or(0);
-        if events[..woken].iter().any(|event| event.data.u64() == 0) {
-            let _ = rustix::io::read(&self.event, &mut [0; 8]);
-        }
     }
 }
 
@@ -252,15 +231,13 @@ impl Turner {
     fn sleep(&mut self, now: u64) {
         self.shard.before_sleep();
         let doorbell = Arc::clone(&self.doorbells[self.no]);
-        doorbell.fall_asleep();
-        let stop = self.stop.load(Ordering::Acquire) || self.events.is_halted();
-        if !stop && !self.turn(now) && !self.shard.has_work() {
-            let timeout = self
-                .shard
-                .deadline()
-                .map(|at| Duration::from_nanos(at.saturating_sub(now)));
-            doorbell.sleep(timeout);
-        }
-        doorbell.wake_up();
+        doorbell.rest(|| {
+            let stop = self.stop.load(Ordering::Acquire) || self.events.is_halted();
+            if stop || self.turn(now) || self.shard.has_work() {
+                return None;
+            }
+            let left = |at: u64| Duration::from_nanos(at.saturating_sub(now));
+            Some(self.shard.deadline().map(left))
+        });
     }
 }
