@@ -251,6 +251,7 @@ impl<D: Disk> Shard<D> {
                 self.store.cool(branch.keys.retire());
             }
         }
+        self.store.gone.retain(|&gone| gone != agent);
     }
 
     /// Some of the agents of this shard, in order of their names.

@@ -327,6 +327,7 @@ impl<D: Disk> Shard<D> {
         };
         match said {
             Ok(sequence) => {
+                self.store.gone.push(agent);
                 self.end_sets(agent);
                 if let Some(departure) = self.moves.departures.get_mut(&agent) {
                     departure.stage = Leaving::Gone(sequence);

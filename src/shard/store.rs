@@ -165,6 +165,8 @@ pub struct Store<D> {
     pub(super) cooling: VecDeque<Retired>,
     /// Agents that ended without a word in the log yet.
     pub(super) ended: Vec<AgentNo>,
+    /// Agents that the log says are gone, and that are still in the tables.
+    pub(super) gone: Vec<AgentNo>,
     index_bytes_max: u64,
     index_bytes: u64,
     delete_reserve_bytes: usize,
@@ -207,6 +209,7 @@ impl<D: Disk> Store<D> {
             retired: VecDeque::new(),
             cooling: VecDeque::new(),
             ended: Vec::new(),
+            gone: Vec::new(),
             index_bytes_max,
             index_bytes,
             delete_reserve_bytes,
@@ -366,13 +369,8 @@ impl<D: Disk> Store<D> {
         payload: &[u8],
     ) -> Result<(ObjectNo, Written), Refused> {
         let id = ObjectId::of_blob(payload);
-        let (object, stored) = match self.find_shareable(&id) {
-            Some(object) => {
-                self.tables.objects.acquire(object);
-                (Some(object), true)
-            }
-            None => (None, false),
-        };
+        let object = self.find_shareable(&id);
+        let stored = object.is_some();
         let value_bytes = payload.len() as u64;
         let appended = self.append_named(&NamedValue {
             at,
@@ -381,10 +379,15 @@ impl<D: Disk> Store<D> {
             value_bytes,
             payload: (!stored).then_some(payload),
         })?;
-        let object = object.unwrap_or_else(|| {
-            self.tables
-                .add_object(id, ObjectKind::Blob, appended.payload)
-        });
+        let object = match object {
+            Some(object) => {
+                self.tables.objects.acquire(object);
+                object
+            }
+            None => self
+                .tables
+                .add_object(id, ObjectKind::Blob, appended.payload),
+        };
         if self.tables.objects.get(object).cached == NOT_CACHED {
             self.admit(object, payload);
         }
@@ -404,12 +407,13 @@ impl<D: Disk> Store<D> {
         Ok((object, written))
     }
 
-    /// The object of that id, if a record may refer to its bytes. Sets that were given up still hold references
-    /// that the log knows nothing of: until they are gone, only what the log keeps for other reasons.
+    /// The object of that id, if a record may refer to its bytes. Sets that were given up, and agents that are
+    /// said to be gone, still hold references that the log knows nothing of: until they are out of the tables,
+    /// only what the log keeps for other reasons.
     pub(super) fn find_shareable(&self, id: &ObjectId) -> Option<ObjectNo> {
         let no = self.tables.objects.find_named(id)?;
         let object = self.tables.objects.get(no);
-        let settled = self.retired.is_empty() && !self.is_cooling();
+        let settled = self.retired.is_empty() && !self.is_cooling() && self.gone.is_empty();
         (settled || object.kept || object.logged).then_some(no)
     }
 
