@@ -347,7 +347,9 @@ impl Worker {
                 ClientError::IoFailed { .. }
                 | ClientError::ReadOnly
                 | ClientError::NoSpace
-                | ClientError::Corrupt,
+                | ClientError::Corrupt
+                // Parts of a large value that a flush which failed took along, try after try.
+                | ClientError::UploadOutOfOrder { .. },
             ) if self.against == Against::Cut => Ended::Gone,
             Err(error) => panic!("{}/{}: {error}", self.agent, self.prefix),
         }
