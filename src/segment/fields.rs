@@ -340,6 +340,7 @@ impl<'a> Fields<'a> {
             (KIND_PUT, Some(id)) => {
                 let kind = ObjectKind::from_flags(self.flags)?;
                 let fits = kind == ObjectKind::Chunks || !has_payload || is_whole;
+                let fits = fits && !key.is_empty();
                 let mask = FLAG_ID | FLAG_PAYLOAD | FLAG_CHUNKS;
                 self.only(mask, fits && value_bytes <= VALUE_BYTES_MAX)?;
                 Head::Put {
@@ -352,7 +353,7 @@ impl<'a> Fields<'a> {
                 }
             }
             (KIND_DELETE, None) => {
-                self.only(0, value_bytes == 0)?;
+                self.only(0, value_bytes == 0 && !key.is_empty())?;
                 Head::Delete { agent, branch, key }
             }
             (KIND_OBJECT, Some(id)) => {

@@ -284,10 +284,10 @@ impl Head<'_> {
     fn within_limits(&self) -> bool {
         match *self {
             Self::Agent { name, .. } => name.len() <= AGENT_NAME_BYTES_MAX,
-            Self::Delete { key, .. } => key.len() <= KEY_BYTES_MAX,
+            Self::Delete { key, .. } => (1..=KEY_BYTES_MAX).contains(&key.len()),
             Self::Put {
                 key, value_bytes, ..
-            } => key.len() <= KEY_BYTES_MAX && value_bytes <= VALUE_BYTES_MAX,
+            } => (1..=KEY_BYTES_MAX).contains(&key.len()) && value_bytes <= VALUE_BYTES_MAX,
             Self::Branch { name, .. } => name.len() <= BRANCH_NAME_BYTES_MAX,
             Self::Tag {
                 name,

@@ -295,7 +295,8 @@ impl Owned {
         };
         let agent = random.below(9) as u32;
         let bound = [1, 300, 5000, PART_BYTES_MAX + 1][random.below(4)];
-        let key = bytes(random, 40);
+        let mut key = bytes(random, 40);
+        key.push(b'k');
         let id = |random: &mut Random| ObjectId::of_blob(&random.next().to_le_bytes());
         let head = agent.is_multiple_of(2).then(|| id(random));
         let rules = [
