@@ -171,18 +171,28 @@ fn seeds(rounds: u64) -> impl Iterator<Item = u64> {
 
 #[test]
 fn planted_histories_get_their_verdicts() {
+    let (refused, right) = judge_planted(planted::Planted::alone);
+    println!("{refused} wrong ones refused, {right} right ones not");
+}
+
+/// Has each planted history judged, where it is put: how many were refused, and how many not.
+fn judge_planted(place: impl Fn(&planted::Planted) -> History) -> (u64, u64) {
     let (mut refused, mut right) = (0, 0);
     for planted in all_planted() {
-        let verdict = check(&planted.alone());
-        let said = verdict
-            .as_ref()
-            .err()
-            .map(|verdict| verdict.refused.clone());
-        assert_eq!(said, planted.wrong, "{}: {verdict:?}", planted.name);
-        refused += u32::from(planted.wrong.is_some());
-        right += u32::from(planted.wrong.is_none());
+        let verdict = check(&place(&planted));
+        let said = verdict.as_ref().err().map(|verdict| &verdict.refused);
+        assert_eq!(
+            said,
+            planted.wrong.as_ref(),
+            "{}: {verdict:?}",
+            planted.name
+        );
+        match said {
+            Some(_) => refused += 1,
+            None => right += 1,
+        }
     }
-    println!("{refused} wrong ones refused, {right} right ones not");
+    (refused, right)
 }
 
 #[test]
@@ -209,7 +219,7 @@ fn agents_of_one_runtime_are_linearizable_while_they_are_moved_and_collected() {
     })
     .unwrap();
     let session = runtime.session();
-    let (mut tally, mut refused) = (Tally::default(), 0);
+    let (mut tally, mut refused, mut moves) = (Tally::default(), 0, 0);
     for seed in seeds(ROUNDS) {
         let plan = Plan {
             seed,
@@ -224,9 +234,12 @@ fn agents_of_one_runtime_are_linearizable_while_they_are_moved_and_collected() {
         let lanes: Vec<u32> = (0..3 * plan.lanes_per_agent).collect();
         let records = match plan.remove {
             true => round::run(session, &plan, &lanes),
-            false => round::disturbed(session, &plan, SHARDS, || {
-                round::run(session, &plan, &lanes)
-            }),
+            false => {
+                let run = || round::run(session, &plan, &lanes);
+                let (records, moved) = round::disturbed(session, &plan, SHARDS, run);
+                moves += moved;
+                records
+            }
         };
         tally.recorded(&records);
         let histories = round::histories(session, &plan.agents, records, &[]);
@@ -234,7 +247,7 @@ fn agents_of_one_runtime_are_linearizable_while_they_are_moved_and_collected() {
             tally.check(seed, agent, history);
         }
         if seed % 3 == 1 {
-            refused += refuses_planted_after(&histories[0]);
+            refused += judge_planted(|planted| planted.after(&histories[0])).0;
         }
         for agent in &plan.agents {
             session.terminate_agent(agent, true).unwrap();
@@ -242,7 +255,7 @@ fn agents_of_one_runtime_are_linearizable_while_they_are_moved_and_collected() {
     }
     runtime.shutdown().unwrap();
     tally.print("one runtime");
-    println!("{refused} wrong ends of recorded histories refused");
+    println!("{moves} moves; {refused} wrong ends of recorded histories refused");
     tally.assert_came(&[
         "snapshot",
         "compared put, stale",
@@ -256,22 +269,7 @@ fn agents_of_one_runtime_are_linearizable_while_they_are_moved_and_collected() {
         "keep",
         "stale head",
     ]);
-    assert!(refused > 0);
-}
-
-/// Every planted history at the end of a recorded one; how many were refused.
-fn refuses_planted_after(history: &History) -> u64 {
-    let mut refused = 0;
-    for planted in all_planted() {
-        let verdict = check(&planted.after(history));
-        let said = verdict
-            .as_ref()
-            .err()
-            .map(|verdict| verdict.refused.clone());
-        assert_eq!(said, planted.wrong, "{}: {verdict:?}", planted.name);
-        refused += u64::from(planted.wrong.is_some());
-    }
-    refused
+    assert!(refused > 0 && moves > 0, "{refused} refused, {moves} moves");
 }
 
 /// What a process of lanes is told.

@@ -36,18 +36,24 @@ pub fn run(session: &Session, plan: &Plan, lanes: &[u32]) -> Vec<Record> {
     })
 }
 
-/// Moves the plan's agents from shard to shard, and collects, while `work` runs.
-pub fn disturbed<T>(session: &Session, plan: &Plan, shards: u16, work: impl FnOnce() -> T) -> T {
+/// Moves the plan's agents from shard to shard, and collects, while `work` runs; how many moves ended.
+pub fn disturbed<T>(
+    session: &Session,
+    plan: &Plan,
+    shards: u16,
+    work: impl FnOnce() -> T,
+) -> (T, u64) {
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
-        scope.spawn(|| {
-            let mut round = 0;
+        let moving = scope.spawn(|| {
+            let (mut round, mut moves) = (0, 0);
             while !over.load(Ordering::Acquire) {
                 let agent = &plan.agents[round % plan.agents.len()];
                 let to = ShardNo((round / plan.agents.len()) as u16 % shards);
                 match session.migrate_agent(agent, to) {
-                    // Not made yet, there already, or refused: nobody's promise.
-                    Ok(()) | Err(ClientError::Refused { .. }) => {}
+                    Ok(()) => moves += 1,
+                    // Not made yet, or there already.
+                    Err(ClientError::Refused { .. }) => {}
                     Err(error) => panic!("{error}"),
                 }
                 if round % 8 == 7 {
@@ -56,10 +62,11 @@ pub fn disturbed<T>(session: &Session, plan: &Plan, shards: u16, work: impl FnOn
                 thread::sleep(Duration::from_millis(20));
                 round += 1;
             }
+            moves
         });
         let done = work();
         over.store(true, Ordering::Release);
-        done
+        (done, moving.join().unwrap())
     })
 }
 
