@@ -39,7 +39,7 @@ use round::Death;
 use workload::{Plan, Record};
 
 /// Rounds where nothing else is asked for.
-const ROUNDS: u64 = 6;
+const ROUNDS: u64 = 4;
 /// Shards that agents are moved between.
 const SHARDS: u16 = 2;
 /// Rounds of the killed runtime where nothing else is asked for, and how often it dies in each.

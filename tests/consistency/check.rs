@@ -17,6 +17,9 @@ use crate::model::{ALL, Model, State};
 /// Pairs looked at before a search is given up.
 const STEPS_MAX: usize = 1_000_000;
 
+/// Operations that fit, in the story of those that do not.
+const TOLD: usize = 30;
+
 /// Why a history is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refused {
@@ -168,12 +171,19 @@ fn ready<'a>(
 
 fn stuck(gave_up: bool, threads: &[Thread<'_>], (count, state, done): (u32, State, Done)) -> Stuck {
     let total: usize = threads.iter().map(|thread| thread.operations.len()).sum();
-    let mut story = format!("{count} of {total} operations fit; then\n{state:#x?}\nand next\n");
-    for (no, thread) in threads.iter().enumerate() {
-        let at = done[no] as usize;
-        for op in &thread.operations[at.saturating_sub(3)..(at + 2).min(thread.operations.len())] {
-            story += &format!("{op:x?}\n");
-        }
+    let mut before: Vec<_> = threads
+        .iter()
+        .zip(&done)
+        .flat_map(|(thread, done)| &thread.operations[..*done as usize])
+        .collect();
+    before.sort_by_key(|op| op.returned);
+    let mut story = format!("{count} of {total} operations fit, of these last\n");
+    for op in &before[before.len().saturating_sub(TOLD)..] {
+        story += &format!("{op:x?}\n");
+    }
+    story += &format!("which leaves\n{state:x?}\nand of these none fits\n");
+    for (_, op) in ready(threads, &done) {
+        story += &format!("{op:x?}\n");
     }
     Stuck { gave_up, story }
 }

@@ -198,12 +198,11 @@ impl<'a> Worker<'a> {
                 self.record.busy += 1;
                 return;
             }
-            (ClientError::NoSuchBranch, Some(name)) => What::NoSuchName { name },
-            (ClientError::NoSuchBranch, None) => {
+            (ClientError::NoSuchBranch, _) => {
                 self.branches.retain(|known| *known != on);
                 What::NoSuchBranch
             }
-            // A branch that is gone has no head; a checkpoint may have been collected.
+            // The name that the revision was given by; a checkpoint may have been collected.
             (ClientError::NoSuchRevision, Some(name)) => What::NoSuchName { name },
             (ClientError::NoSuchRevision, None) => return,
             (ClientError::NameTaken, Some(name)) => What::NameTaken { name },
@@ -468,6 +467,7 @@ impl<'a> Worker<'a> {
                 };
                 self.note(on, (from, to), what);
             }
+            Err(ClientError::NoSuchBranch) => self.note(on, (from, to), What::NoSuchName { name }),
             Err(error) => self.refused(on, (from, to), &error, Some(name)),
         }
         Ok(())
@@ -524,6 +524,7 @@ impl<'a> Worker<'a> {
         )?;
         match done {
             Ok(()) => self.note(on, (from, to), what),
+            Err(ClientError::NoSuchBranch) => self.note(on, (from, to), What::NoSuchName { name }),
             Err(error) => self.refused(on, (from, to), &error, Some(name)),
         }
         Ok(())
