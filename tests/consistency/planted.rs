@@ -1,5 +1,8 @@
 //! Histories that are wrong, each in one way, and some that look so and are right: what the checker must say of each.
 //!
+//! Write skew is right: an operation is on one state, and a transaction of several is a fork that is merged, which a
+//! write to the same key refuses, and a write to what it only read does not. Who wants more gives the head it expects.
+//!
 //! Each is a few operations on `main`, two keys and two to four lanes, that can stand alone or at the end of a recorded history.
 
 use crate::check::Refused;

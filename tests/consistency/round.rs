@@ -143,7 +143,7 @@ fn graph(lane: &mut Lane, made: &[Made]) -> (Graph, BTreeMap<u64, Checkpoint>) {
                 left.extend(entry.parents.iter().map(|parent| *parent.as_bytes()));
                 let parents = entry.parents.iter().map(short).collect();
                 let fork = lane.fork(of).unwrap().no;
-                let held = contents(&mut lane.on(fork), name % 2 == 0).unwrap();
+                let held = contents(&mut lane.on(fork), name.is_multiple_of(2)).unwrap();
                 lane.discard(fork).unwrap();
                 if let Some(then) = known.get(&id).and_then(|made| made.contents) {
                     graph.add(name, Vec::new(), then);
