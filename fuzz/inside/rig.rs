@@ -181,7 +181,7 @@ impl Rig {
                 memory,
                 fd: Arc::new(fd),
             },
-            home: None,
+            path: Vec::new(),
             reply: Answer::new(move |outcome| _ = tell.send(outcome)),
         };
         self.command(Command::Attach(Box::new(request)));

@@ -428,7 +428,7 @@ impl ControlPlane {
                 memory,
                 fd: Arc::new(fd),
             },
-            home: None,
+            path: Vec::new(),
             reply: answer,
         };
         self.command(shard, Command::Attach(Box::new(request)))
@@ -512,7 +512,17 @@ impl ControlPlane {
 
     /// Ends a session: its lanes are closed on every shard, those under way too.
     pub(super) fn end_session(&self, session: &mut SessionSeat, reason: CloseReason) {
-        for shard in session.shards.drain(..) {
+        let asked = std::mem::take(&mut session.shards);
+        let none_moved = {
+            let routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
+            routes.is_empty()
+        };
+        // Where agents have moved, lanes came through shards that were never asked for one.
+        let shards = match none_moved {
+            true => asked,
+            false => (0..self.shards() as u16).map(ShardNo).collect(),
+        };
+        for shard in shards {
             let end = Command::EndSession {
                 session: session.no,
                 reason,
@@ -617,12 +627,10 @@ impl SessionSeat {
         self.no
     }
 
-    /// The open lanes that a shard serves.
-    pub(super) fn lanes_of(&self, shard: ShardNo) -> impl Iterator<Item = LaneNo> {
-        let open = move |seat: &LaneSeat| seat.shard == shard && seat.is_open;
-        self.lanes
-            .iter()
-            .filter_map(move |(&lane, seat)| open(seat).then_some(LaneNo(lane)))
+    /// The open lanes.
+    pub(super) fn open_lanes(&self) -> impl Iterator<Item = LaneNo> {
+        let open = self.lanes.iter().filter(|(_, seat)| seat.is_open);
+        open.map(|(&lane, _)| LaneNo(lane))
     }
 
     /// A number that no lane of the session has; in turn, so that a closed lane's is not given out

@@ -267,8 +267,8 @@ impl Guest {
     /// for a lane of its on the socket is woken to see that it is closed.
     pub(super) fn shard_gone(&mut self, control: &ControlPlane, gone: ShardNo) {
         self.give_up(control, |_, shard| shard == gone);
-        let lanes = self.seat.iter().flat_map(|seat| seat.lanes_of(gone));
-        for lane in lanes {
+        // All of its lanes: agents of some may have moved to that shard, and one woken in vain looks once more.
+        for lane in self.seat.iter().flat_map(SessionSeat::open_lanes) {
             // Where the socket is full it is readable already.
             let _ = self.socket.send(0, &Frame::Wake { lane }, &[]);
         }

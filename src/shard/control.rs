@@ -151,8 +151,8 @@ pub struct AttachRequest {
     pub public: Option<bool>,
     /// A new window, for an agent that has none: whether it has is the shard's to know.
     pub window: SharedWindow,
-    /// The shard that was asked, where another one passed it on.
-    pub home: Option<ShardNo>,
+    /// The shards that passed it on, first the one that was asked.
+    pub path: Vec<ShardNo>,
     /// Told how it went.
     pub reply: Answer<Result<Attached, AttachError>>,
 }
@@ -308,6 +308,10 @@ impl<D: Disk> Shard<D> {
         let known = self.store.tables.agent_no(&name);
         let outcome = match known {
             _ if self.draining.is_some() => Err(AttachError::ShuttingDown),
+            // Nobody would ring for the lane, nor end it.
+            _ if request.path.iter().any(|it| self.lost_peers.contains(it)) => {
+                Err(AttachError::Busy)
+            }
             None if !request.create => Err(AttachError::NoSuchAgent),
             Some(agent) if request.public.is_none() => Ok(agent),
             _ => self
@@ -350,8 +354,8 @@ impl<D: Disk> Shard<D> {
                 (fd, None)
             }
         };
-        let home = request.home.unwrap_or(self.options.no);
-        self.lanes.attach(session, lane, agent, ring, socket, home);
+        self.lanes
+            .attach(session, lane, agent, ring, socket, request.path);
         let outcome = Attached {
             agent,
             window,

@@ -106,8 +106,9 @@ pub struct Lane {
     pub brought: Vec<Brought>,
     /// Nothing new is taken from it: its agent is about to move.
     pub frozen: bool,
-    /// The shard where it attached: its client rings there.
-    pub home: ShardNo,
+    /// The shards that pass on what is rung and asked for it, first the one where it attached; none while it
+    /// is there.
+    pub path: Vec<ShardNo>,
     /// It is among those to be looked at again.
     pub queued: bool,
     /// Completions were posted in this turn.
@@ -223,7 +224,7 @@ impl Lanes {
         self.session_at.contains_key(&no)
     }
 
-    /// Adds a lane to a known session, which attached it at `home`.
+    /// Adds a lane to a known session, for which others pass on what is rung.
     pub fn attach(
         &mut self,
         session: SessionNo,
@@ -231,7 +232,7 @@ impl Lanes {
         agent: AgentNo,
         ring: ServerLane,
         socket: Option<Arc<FrameSocket>>,
-        home: ShardNo,
+        path: Vec<ShardNo>,
     ) -> LaneRef {
         self.forwards.remove(&(session, no));
         let lane = Box::new(Lane {
@@ -250,7 +251,7 @@ impl Lanes {
             upload: None,
             brought: Vec::new(),
             frozen: false,
-            home,
+            path,
             queued: false,
             touched: false,
             last_service: 0,

@@ -224,6 +224,10 @@ impl<D: Disk> Shard<D> {
 
     /// Deletes an agent: its lanes are closed, and what it held is given back bit by bit.
     fn terminate(&mut self, agent: AgentNo) -> Result<(), AgentError> {
+        if self.store.doubts.has(agent) {
+            // A copy on another shard would come back in its place.
+            return Err(AgentError::Busy);
+        }
         self.store.ready(0, false)?;
         self.store.append(&Head::AgentGone { agent }.into())?;
         self.flush_commit()?;

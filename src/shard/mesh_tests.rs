@@ -16,6 +16,7 @@ use crate::id::{BranchNo, LaneNo, Retention, SegmentNo, SessionNo};
 use crate::segment::DiskError;
 use crate::segment::memory::{FailedWrite, MemoryDisk, Random};
 
+mod doubts;
 mod meet;
 mod published;
 

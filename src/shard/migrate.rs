@@ -17,6 +17,7 @@
 //!   after that word is.
 //! - a command for a lane reaches the shard that serves it, behind those given before.
 
+mod ending;
 mod landing;
 mod passing;
 
@@ -40,6 +41,7 @@ use crate::shard::peer::PeerMessage;
 use crate::shard::store::Refused;
 use crate::shard::{AttachRequest, Command, Event, Shard};
 use crate::state::tree::EMPTY_TREE;
+pub(in crate::shard) use ending::{Doubts, Ended};
 use landing::{Item, Parcel};
 pub use passing::settle_moves;
 
@@ -65,8 +67,10 @@ enum Word {
     Landed,
     /// To the target: it is gone here; its lanes.
     Handover(Box<Handover>),
-    /// It stays where it was.
+    /// It stays where it was, and the sender has nothing of it.
     Off,
+    /// It stays where it was; a start may find a copy at the sender, until that says `Off`.
+    Doubtful,
 }
 
 /// What goes on at the target.
@@ -130,9 +134,8 @@ struct Arrival {
 pub(super) struct Moves {
     departures: BTreeMap<AgentNo, Departure>,
     arrivals: BTreeMap<Box<[u8]>, Arrival>,
-    /// Agents that a shard may have which is gone: by the next start theirs has to be the copy that moved less
-    /// often, so they stay.
-    unsure: BTreeSet<AgentNo>,
+    /// Copies that are said to be gone; that has to reach the device.
+    ending: Vec<(Sequence, Ended)>,
     /// Commands that other shards passed on.
     inherited: VecDeque<Command>,
 }
@@ -153,7 +156,8 @@ impl Moves {
     /// Whether nothing is under way.
     #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
-        self.departures.is_empty() && self.arrivals.is_empty() && self.inherited.is_empty()
+        let quiet = self.departures.is_empty() && self.arrivals.is_empty();
+        quiet && self.inherited.is_empty() && self.ending.is_empty()
     }
 
     /// Whether a turn would find work that waits for nothing.
@@ -184,7 +188,7 @@ impl<D: Disk> Shard<D> {
         if usize::from(to.0) >= self.port.shards() || to == self.options.no {
             return Err(AgentError::NoSuchShard);
         }
-        if self.lost_peers.contains(&to) || self.moves.unsure.contains(&agent) {
+        if self.lost_peers.contains(&to) || self.store.doubts.has(agent) {
             return Err(AgentError::Busy);
         }
         let departure = Departure {
@@ -217,11 +221,16 @@ impl<D: Disk> Shard<D> {
                 }
             }
             Word::Handover(handover) => self.take_handover(&name, *handover),
-            Word::Off if self.moves.is_coming(&name) => self.drop_arrival(&name),
-            Word::Copied | Word::Landed | Word::Off => {
+            Word::Off if self.moves.is_coming(&name) => _ = self.drop_arrival(&name),
+            Word::Copied | Word::Landed | Word::Off | Word::Doubtful => {
                 let Some(no) = self.store.tables.agent_no(&name) else {
                     return;
                 };
+                match word {
+                    Word::Off => self.store.doubts.remove(no, from),
+                    Word::Doubtful => self.store.doubts.add(no, from),
+                    _ => {}
+                }
                 let Some(departure) = self.moves.departures.get_mut(&no) else {
                     return;
                 };
@@ -231,7 +240,9 @@ impl<D: Disk> Shard<D> {
                         self.lanes.freeze(no, true);
                     }
                     (Word::Landed, Leaving::Still) => self.let_go(no),
-                    (Word::Off, stage) if !matches!(stage, Leaving::Gone(_)) => self.stay(no),
+                    (Word::Off | Word::Doubtful, stage) if !matches!(stage, Leaving::Gone(_)) => {
+                        self.stay(no);
+                    }
                     _ => {}
                 }
             }
@@ -344,6 +355,8 @@ impl<D: Disk> Shard<D> {
             }
             Err(_) => {
                 if let Some(to) = self.moves.to(agent) {
+                    // Until it answers: all of the agent is on its device.
+                    self.store.doubts.add(agent, to);
                     let name = self.store.tables.agent(agent).name.clone();
                     self.say(to, name, Word::Off);
                 }
@@ -381,7 +394,7 @@ impl<D: Disk> Shard<D> {
         };
         crash::point("move.over");
         let to = departure.to;
-        let lanes = self.lanes.hand_over(agent, to);
+        let lanes = self.lanes.hand_over(agent, to, self.options.no);
         self.store.holds -= lanes.iter().filter(|lane| lane.holds).count() as u32;
         for request in &departure.attaches {
             self.forward_lane(request, to);
@@ -528,20 +541,26 @@ impl<D: Disk> Shard<D> {
         if let Some(from) = arrival.map(|it| it.from) {
             let agent = String::from_utf8_lossy(name);
             tracing::warn!(shard = self.options.no.0, %agent, "an agent could not be moved here");
-            self.drop_arrival(name);
-            self.say(from, name.into(), Word::Off);
+            let word = match self.drop_arrival(name) {
+                true => Word::Doubtful,
+                false => Word::Off,
+            };
+            self.say(from, name.into(), word);
         }
     }
 
-    fn drop_arrival(&mut self, name: &[u8]) {
+    /// Takes out what has arrived of an agent; whether the log knows of it.
+    fn drop_arrival(&mut self, name: &[u8]) -> bool {
         let Some(arrival) = self.moves.arrivals.remove(name) else {
-            return;
+            return false;
         };
         self.end_import_of(arrival.ticket);
-        if let Coming::Landing(no, _) | Coming::Syncing(no, _) | Coming::Landed(no) = arrival.stage
-        {
-            self.store.end_agent(no);
-        }
+        let (Coming::Landing(no, _) | Coming::Syncing(no, _) | Coming::Landed(no)) = arrival.stage
+        else {
+            return false;
+        };
+        self.store.end_agent(no, arrival.from);
+        true
     }
 
     fn take_handover(&mut self, name: &[u8], handover: Handover) {
@@ -582,9 +601,10 @@ impl<D: Disk> Shard<D> {
         for fork in left.collect::<Vec<_>>() {
             self.drop_fork(fork);
         }
+        self.close_orphans();
         self.route(name.into(), self.options.no, moves);
         for mut request in handover.attaches {
-            request.home.get_or_insert(from);
+            request.path.push(from);
             self.moves
                 .inherited
                 .push_back(Command::Attach(Box::new(request)));
@@ -616,7 +636,7 @@ impl<D: Disk> Shard<D> {
             match stage {
                 Leaving::Gone(_) => self.close_agent(agent),
                 Leaving::Still => {
-                    self.moves.unsure.insert(agent);
+                    self.store.doubts.add(agent, shard);
                     self.stay(agent);
                 }
                 Leaving::Copied | Leaving::Stopping => self.stay(agent),
@@ -632,29 +652,5 @@ impl<D: Disk> Shard<D> {
             self.drop_arrival(&name);
         }
         self.lanes.forget_peer(shard);
-    }
-
-    /// Appends what is to be said of agents that ended; whether there was something.
-    pub(super) fn end_agents(&mut self) -> bool {
-        let mut worked = false;
-        while let Some(&agent) = self.store.ended.last() {
-            let said = self.store.ready(0, false);
-            let said = said.and_then(|()| self.store.append(&Head::AgentGone { agent }.into()));
-            self.must_flush |= self.store.is_dirty();
-            // Until it is said nothing may arrive: else the next start would find two of a name here. A log
-            // that takes nothing any more takes no agents either.
-            let over = self.store.log.read_only().is_some();
-            if !over && (said.is_err() || self.flush_commit().is_err()) {
-                break;
-            }
-            self.store.ended.pop();
-            self.store.log.sync_wanted(self.store.log.last());
-            worked = true;
-        }
-        for message in std::mem::take(&mut self.retold) {
-            self.take_move(self.options.no, message);
-            worked = true;
-        }
-        worked
     }
 }

@@ -413,6 +413,7 @@ impl<D: Disk> Shard<D> {
             self.finish(read.lane, busy);
         }
         self.forget_mover(shard);
+        self.close_orphans();
         self.fail_imports(Status::Busy, |owner| owner == shard);
         self.exports.forget_peer(shard);
     }

@@ -29,6 +29,7 @@ use crate::shard::collect::{BEFORE_BYTES, Restated};
 use crate::shard::commit::Commits;
 use crate::shard::groups::Groups;
 use crate::shard::large::LargeValue;
+use crate::shard::migrate::{Doubts, Ended};
 use crate::shard::nodes::NodeCache;
 use crate::shard::tables::{Freed, Tables};
 use crate::state::tree::BLOB_BYTES_MAX;
@@ -163,10 +164,12 @@ pub struct Store<D> {
     pub(super) retired: VecDeque<Retired>,
     /// The same of agents that are suspended or gone: L2 lets go of their values, too.
     pub(super) cooling: VecDeque<Retired>,
-    /// Agents that ended without a word in the log yet.
-    pub(super) ended: Vec<AgentNo>,
+    /// Copies of agents that ended without a word in the log yet.
+    pub(super) ended: Vec<Ended>,
     /// Agents that the log says are gone, and that are still in the tables.
     pub(super) gone: Vec<AgentNo>,
+    /// Agents that have to stay for now.
+    pub(super) doubts: Doubts,
     index_bytes_max: u64,
     index_bytes: u64,
     delete_reserve_bytes: usize,
@@ -210,6 +213,7 @@ impl<D: Disk> Store<D> {
             cooling: VecDeque::new(),
             ended: Vec::new(),
             gone: Vec::new(),
+            doubts: Doubts::default(),
             index_bytes_max,
             index_bytes,
             delete_reserve_bytes,

@@ -171,6 +171,18 @@ impl World {
         lane: LaneNo,
         ring: ServerLane,
     ) -> Result<Attached, AttachError> {
+        self.attach_at(self.owner_of(agent), agent, session, lane, ring)
+    }
+
+    /// The same, at a shard of one's choice.
+    pub(super) fn attach_at(
+        &mut self,
+        at: usize,
+        agent: &[u8],
+        session: SessionNo,
+        lane: LaneNo,
+        ring: ServerLane,
+    ) -> Result<Attached, AttachError> {
         let (memory, fd) =
             SharedMemory::create("w", 16 << 10, crate::shared::Access::ReadOnly).unwrap();
         let (reply, answer) = channel();
@@ -187,11 +199,11 @@ impl World {
                 memory,
                 fd: Arc::new(fd),
             },
-            home: None,
+            path: Vec::new(),
             reply: Answer::new(move |outcome| reply.send(outcome).unwrap()),
         };
         let command = Command::Attach(Box::new(request));
-        assert!(self.commands_of(self.owner_of(agent)).push(command).is_ok());
+        assert!(self.commands_of(at).push(command).is_ok());
         if self.beside.is_empty() {
             for _ in 0..10 {
                 self.step();
@@ -1204,7 +1216,7 @@ fn an_attach_that_was_given_up_leaves_nothing() {
                 memory,
                 fd: Arc::clone(&fd),
             },
-            home: None,
+            path: Vec::new(),
             reply: Answer::new(move |outcome: Result<_, _>| {
                 let _ = reply.send(outcome.map(drop));
             }),

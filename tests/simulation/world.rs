@@ -448,7 +448,7 @@ impl World {
                 memory,
                 fd: Arc::new(fd),
             },
-            home: None,
+            path: Vec::new(),
             reply: Answer::new(move |outcome| _ = told.send(outcome)),
         };
         let seat = &self.seats[usize::from(home.0)];

@@ -5,8 +5,8 @@
 //!
 //! Invariants
 //! - a lane is in one shard's slots, or on its way between two.
-//! - the home of a lane that is elsewhere has a forward for it; so has each shard that the lane left for a
-//!   third one.
+//! - each shard on the path of a lane that is elsewhere has a forward to the next one, the last to where it is.
+//!   What others have that it came through ends with its session.
 
 use std::sync::Arc;
 
@@ -30,7 +30,7 @@ pub struct HandedLane {
     socket: Option<Arc<FrameSocket>>,
     /// Forks that it owns.
     pub forks: Vec<BranchNo>,
-    home: ShardNo,
+    path: Vec<ShardNo>,
     /// It builds something up that no collection may take.
     pub holds: bool,
 }
@@ -73,7 +73,7 @@ impl Lanes {
     }
 
     /// Takes an agent's lanes out for another shard, which is rung from here where it has to be.
-    pub fn hand_over(&mut self, agent: AgentNo, to: ShardNo) -> Vec<HandedLane> {
+    pub fn hand_over(&mut self, agent: AgentNo, to: ShardNo, own: ShardNo) -> Vec<HandedLane> {
         let mut handed = Vec::new();
         for (session, no) in self.of_agent(agent) {
             let bells = self.sessions[self.session_at[&session]].bells.session();
@@ -82,8 +82,13 @@ impl Lanes {
             };
             // From now on it rings, unless the other shard polls it.
             lane.ring.set_attention(Attention::Bell);
-            if lane.home != to {
-                self.forwards.insert((session, no), to);
+            // One that it comes back to rings for it as before it went.
+            match lane.path.iter().position(|&shard| shard == to) {
+                Some(at) => lane.path.truncate(at),
+                None => {
+                    self.forwards.insert((session, no), to);
+                    lane.path.push(own);
+                }
             }
             handed.push(HandedLane {
                 branch: lane.branch,
@@ -93,7 +98,7 @@ impl Lanes {
                 ring: lane.ring,
                 socket: lane.socket,
                 forks: lane.forks,
-                home: lane.home,
+                path: lane.path,
                 holds: lane.holds,
             });
         }
@@ -110,13 +115,13 @@ impl Lanes {
             ring,
             socket,
             forks,
-            home,
+            path,
             holds,
         } = handed;
         if !self.has_session(session) {
             self.open_session(session, ServerBells::new(bells, own));
         }
-        let at = self.attach(session, no, agent, ring, socket, home);
+        let at = self.attach(session, no, agent, ring, socket, path);
         if let Some(lane) = self.get_mut(at) {
             lane.branch = branch;
             lane.forks = forks;
@@ -157,6 +162,13 @@ impl Lanes {
         shards.sort_unstable();
         shards.dedup();
         shards
+    }
+
+    /// The lanes here for which one of these shards has to ring.
+    pub fn rung_over(&self, shards: &[ShardNo]) -> Vec<(SessionNo, LaneNo)> {
+        let lanes = self.slots.iter().filter_map(|slot| slot.lane.as_ref());
+        let of = lanes.filter(|lane| lane.path.iter().any(|it| shards.contains(it)));
+        of.map(|lane| (lane.session, lane.no)).collect()
     }
 
     /// Forgets what went to a shard that is gone.

@@ -40,16 +40,6 @@ pub(super) enum Item {
 }
 
 impl<D: Disk> Store<D> {
-    /// Takes an agent out that another shard has, or that did not arrive; the log is told when there is room.
-    pub fn end_agent(&mut self, agent: AgentNo) {
-        if let Some(gone) = self.tables.remove_agent(agent) {
-            for branch in gone.into_branches() {
-                self.cool(branch.keys.retire());
-            }
-            self.ended.push(agent);
-        }
-    }
-
     /// All of an agent beside its objects.
     pub(super) fn parcel(&self, agent: AgentNo) -> Parcel {
         let agent = self.tables.agent(agent);

@@ -9,6 +9,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use crate::agent::CloseReason;
 use crate::id::{AgentNo, LaneNo, SessionNo, ShardNo};
 use crate::segment::Disk;
 use crate::shard::migrate::Leaving;
@@ -33,13 +34,14 @@ pub fn settle_moves<D: Disk>(stores: &mut [Store<D>]) -> Routes {
     for (name, mut places) in places {
         places.sort_unstable();
         let mut places = places.into_iter();
-        let Some((moves, shard, _)) = places.next() else {
+        let Some((moves, at, kept)) = places.next() else {
             continue;
         };
-        for (_, shard, no) in places {
-            stores[shard].end_agent(no);
+        let shard = ShardNo(at as u16);
+        for (_, other, no) in places {
+            stores[other].end_agent(no, shard);
+            stores[at].doubts.add(kept, ShardNo(other as u16));
         }
-        let shard = ShardNo(shard as u16);
         if shard != owner(&name, stores.len()) {
             routes.insert(name, (shard, moves));
         }
@@ -177,7 +179,7 @@ impl<D: Disk> Shard<D> {
                 self.moves.inherited.push_back(end);
             }
             Command::Attach(mut request) => {
-                request.home.get_or_insert(from);
+                request.path.push(from);
                 self.moves.inherited.push_back(Command::Attach(request));
             }
             command => self.moves.inherited.push_back(command),
@@ -190,6 +192,16 @@ impl<D: Disk> Shard<D> {
             self.queue(at);
         } else if let Some(to) = self.lanes.forwarded(session, lane) {
             self.send_peer(to, PeerMessage::Rung { session, lane });
+        }
+    }
+
+    /// Closes the lanes here for which a shard would have to ring that is gone: their agents would wait for ever,
+    /// and their ends would not be heard of.
+    pub(in crate::shard) fn close_orphans(&mut self) {
+        for (session, no) in self.lanes.rung_over(&self.lost_peers) {
+            if let Some(lane) = self.lanes.detach(session, no) {
+                self.close_lane(lane, CloseReason::ShardFailed);
+            }
         }
     }
 
