@@ -612,6 +612,13 @@ impl<D: Disk> Shard<D> {
         self.tell(AccessKind::Migrate, agent, MAIN);
     }
 
+    /// Whether all of an agent that comes is on the device, and only the source's word is awaited.
+    #[cfg(test)]
+    pub(super) fn has_landed(&self, name: &[u8]) -> bool {
+        let arrival = self.moves.arrivals.get(name);
+        arrival.is_some_and(|it| matches!(it.stage, Coming::Landed(_)))
+    }
+
     // ---- ends -----------------------------------------------------------------------------
 
     /// Ends all moves: the shard stops.

@@ -49,6 +49,50 @@ fn an_agent_stays_while_a_copy_of_it_could_come_back() {
     assert_eq!(ended, Some(AgentError::Busy), "it would come back");
 }
 
+/// The same where the source can't say that it let go, and the target can't say that it gave up.
+#[test]
+fn an_agent_that_neither_shard_can_give_up_stays() {
+    let (mut world, mut traffic) = busy_agent(3, 450);
+    traffic.faulty = true;
+    let from = world.place(AGENT);
+    let to = (from + 1) % 3;
+    let migrate = AgentVerb::Migrate {
+        to: ShardNo(to as u16),
+    };
+    world.ask(from, AGENT, migrate);
+    world.until(|world| world.shard_at(to).has_landed(AGENT).then_some(()));
+    for _ in 0..600 {
+        for at in [from, to] {
+            keep_full(&mut world, at, 0);
+        }
+        traffic.turn(&mut world);
+    }
+    assert_eq!(world.place(AGENT), from, "it went");
+    let end = AgentVerb::Terminate { force: true };
+    world.shard_at(from).store.disk.faults.write = None;
+    let answer = world.ask(from, AGENT, end);
+    let ended = world.until(|world| {
+        keep_full(world, to, 0);
+        answer.try_recv().ok()
+    });
+    let ended = ended.err();
+    assert_eq!(ended, Some(AgentError::Busy), "it would come back");
+    world.shard_at(to).store.disk.faults.write = None;
+    world.settled();
+    traffic.drain(&mut world);
+    world.told(from, AGENT, end).unwrap();
+    // The world makes it anew.
+    let mut restarted = world.restarted(0);
+    restarted.settled();
+    for no in 0..20 {
+        assert_eq!(
+            restarted.get(&key(no)).err(),
+            Some(Status::NotFound),
+            "it came back"
+        );
+    }
+}
+
 /// The same where a start finds two copies: the other one is gone when the device says so.
 #[test]
 fn an_agent_of_which_a_start_found_two_stays_until_one_is_gone() {
