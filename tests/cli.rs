@@ -442,6 +442,33 @@ fn branches_and_tags_are_made_moved_and_deleted() {
 }
 
 #[test]
+fn a_public_tag_is_every_agents_to_branch_from_until_it_is_private() {
+    let dir = tempfile::tempdir().unwrap();
+    let served = Served::start(dir.path(), "io = \"threads\"");
+    let [first, ..] = populate(&mut attach(&served.session(), "planner"));
+    drop(attach(&served.session(), "pupil"));
+    let socket = served.socket();
+    let place = ["--socket", socket.to_str().unwrap()];
+    let go = |args: &[&str]| run(&place, args);
+    let taught = |name: &str| go(&["branch", "create", "pupil", name, "v1", "--of", "planner"]);
+    let refused = taught("early").bad(1);
+    assert!(refused.contains("no public tag \"v1\""), "{refused}");
+    go(&["tag", "set", "planner", "v1", "v1", "--public"]).good();
+    assert!(go(&["tag", "list", "planner"]).good().contains("public"));
+    assert!(taught("taught").good().contains(&first.to_string()));
+    go(&["tag", "set", "planner", "v1", "v1"]).good();
+    assert!(!go(&["tag", "list", "planner"]).good().contains("public"));
+    taught("late").bad(1);
+    assert!(
+        go(&["log", "pupil", "taught"])
+            .good()
+            .contains(&first.to_string())
+    );
+    let nobody = ["branch", "create", "pupil", "b", "v1", "--of", "nobody"];
+    assert!(go(&nobody).bad(1).contains("nobody"));
+}
+
+#[test]
 fn a_merge_says_its_conflicts_and_a_restore_what_it_would_lose() {
     let dir = tempfile::tempdir().unwrap();
     let served = Served::start(dir.path(), "io = \"threads\"");

@@ -4,7 +4,7 @@
 
 use std::process::ExitCode;
 
-use helios::client::BranchInfo;
+use helios::client::{BranchInfo, ClientError, Revision};
 use helios::id::Retention;
 use serde::Serialize;
 
@@ -40,6 +40,9 @@ enum Action {
         /// Where it begins
         #[arg(default_value = "HEAD")]
         revision: String,
+        /// That is a public tag of this other agent (`helios tag set --public` makes one)
+        #[arg(long, value_name = "AGENT", requires = "revision")]
+        of: Option<String>,
     },
     /// Delete a branch that nobody is on; its checkpoints stay as long as something else reaches them
     Delete {
@@ -78,6 +81,16 @@ enum Action {
     },
 }
 
+/// Another agent has no such public tag.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "agent \"{agent}\" has no public tag \"{name}\"; `helios tag list {agent}` lists what it has, `helios tag set {agent} {name} REVISION --public` makes one"
+)]
+struct NotPublic {
+    agent: String,
+    name: String,
+}
+
 /// Milliseconds of a day.
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 
@@ -105,10 +118,34 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             agent,
             name,
             revision,
+            of,
         } => {
             let mut lane = place.open_server()?.agent(agent)?;
-            let from = find(&mut lane, revision)?;
-            let made = lane.branch(name, from.revision())?;
+            let made = match of {
+                Some(agent) => {
+                    let name_there = revision;
+                    lane.branch(
+                        name,
+                        Revision::Published {
+                            agent,
+                            name: name_there,
+                        },
+                    )
+                }
+                None => {
+                    let from = find(&mut lane, revision)?;
+                    lane.branch(name, from.revision())
+                }
+            };
+            let made = made.map_err(|error| match (error, of) {
+                (ClientError::NoSuchRevision | ClientError::NoSuchAgent, Some(of)) => {
+                    anyhow::Error::new(NotPublic {
+                        agent: of.clone(),
+                        name: revision.clone(),
+                    })
+                }
+                (error, _) => error.into(),
+            })?;
             tell(place, &made)?;
         }
         Action::Delete {

@@ -5,7 +5,7 @@
 
 use std::collections::HashSet;
 
-use helios::client::{BranchInfo, Lane, LogEntry, LogPage, Revision};
+use helios::client::{BranchInfo, ClientError, Lane, Listed, LogEntry, LogPage, Revision};
 use helios::id::ObjectId;
 
 /// The syntax, for `--help`.
@@ -178,10 +178,21 @@ pub(super) fn branches(lane: &mut Lane) -> anyhow::Result<Vec<BranchInfo>> {
 
 /// All tags of an agent, by name.
 pub(super) fn tags(lane: &mut Lane) -> anyhow::Result<Vec<(String, ObjectId)>> {
+    all_names(|after| lane.tags(after))
+}
+
+/// Those of them that every agent may read.
+pub(super) fn published(lane: &mut Lane) -> anyhow::Result<Vec<(String, ObjectId)>> {
+    all_names(|after| lane.published(after))
+}
+
+fn all_names(
+    mut page_after: impl FnMut(&str) -> Result<Listed<(String, ObjectId)>, ClientError>,
+) -> anyhow::Result<Vec<(String, ObjectId)>> {
     let mut found: Vec<(String, ObjectId)> = Vec::new();
     loop {
         let after = found.last().map_or("", |last| &last.0);
-        let page = lane.tags(after)?;
+        let page = page_after(after)?;
         found.extend(page.items);
         if !page.more {
             return Ok(found);

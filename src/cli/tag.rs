@@ -1,4 +1,4 @@
-//! `helios tag`: lists, sets and deletes names of checkpoints.
+//! `helios tag`: lists, sets, publishes and deletes names of checkpoints.
 //!
 //! Floor 5.
 
@@ -9,9 +9,9 @@ use serde::Serialize;
 
 use super::out::{Out, text};
 use super::place::PlaceArgs;
-use super::revision::{HELP, checkpoint, tags};
+use super::revision::{HELP, checkpoint, published, tags};
 
-/// List, set and delete tags: names that stay with a checkpoint.
+/// List, set, publish and delete tags: names that stay with a checkpoint.
 #[derive(Debug, clap::Args)]
 #[command(after_help = HELP)]
 pub(crate) struct Args {
@@ -21,7 +21,7 @@ pub(crate) struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Action {
-    /// List an agent's tags
+    /// List an agent's tags, and which of them every agent may read
     List {
         #[command(flatten)]
         place: PlaceArgs,
@@ -39,6 +39,9 @@ enum Action {
         /// What it is to name
         #[arg(default_value = "HEAD")]
         revision: String,
+        /// Let every agent read that checkpoint by the tag; without this, a tag that was public is no more
+        #[arg(long)]
+        public: bool,
         /// Even if it names another checkpoint
         #[arg(long)]
         force: bool,
@@ -68,8 +71,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             let opened = place.open()?;
             let mut lane = opened.agent(agent)?;
             let mut out = Out::new(place.json);
+            let published = published(&mut lane)?;
             for (name, target) in tags(&mut lane)? {
-                print(&mut out, &name, &target)?;
+                let public = published.iter().any(|(other, _)| *other == name);
+                let tag = Tag::of(&name, &target, public);
+                print(&mut out, &tag)?;
             }
             out.finish()?;
         }
@@ -78,14 +84,18 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             agent,
             name,
             revision,
+            public,
             force,
         } => {
             let mut lane = place.open_server()?.agent(agent)?;
             let target = checkpoint(&mut lane, revision)?.id;
             let named = helios::client::Revision::Checkpoint(*target.as_bytes());
-            lane.tag(name, named, *force)?;
+            match public {
+                true => lane.publish(name, named, *force)?,
+                false => lane.tag(name, named, *force)?,
+            }
             let mut out = Out::new(place.json);
-            print(&mut out, name, &target)?;
+            print(&mut out, &Tag::of(name, &target, *public))?;
             out.finish()?;
         }
         Action::Delete { place, agent, name } => {
@@ -107,13 +117,27 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 struct Tag<'a> {
     name: &'a str,
     target: String,
+    /// Whether every agent may read it.
+    public: bool,
 }
 
-fn print(out: &mut Out, name: &str, target: &ObjectId) -> anyhow::Result<()> {
-    let target = target.to_string();
-    if out.json {
-        return out.object(&Tag { name, target });
+impl<'a> Tag<'a> {
+    fn of(name: &'a str, target: &ObjectId, public: bool) -> Self {
+        let target = target.to_string();
+        Self {
+            name,
+            target,
+            public,
+        }
     }
-    out.line(format_args!("{}  {target}", text(name.as_bytes())))?;
+}
+
+fn print(out: &mut Out, tag: &Tag<'_>) -> anyhow::Result<()> {
+    if out.json {
+        return out.object(tag);
+    }
+    let public = if tag.public { "  public" } else { "" };
+    let name = text(tag.name.as_bytes());
+    out.line(format_args!("{name}  {}{public}", tag.target))?;
     Ok(())
 }
