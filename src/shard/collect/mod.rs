@@ -168,6 +168,23 @@ impl Collector {
         !matches!(self.phase, Phase::Idle)
     }
 
+    /// Keeps the collection under way from its next step, if that begins in the phase of this name, until
+    /// [`Collector::let_on`]; whether it does.
+    #[cfg(test)]
+    pub fn hold_at(&mut self, phase: &str) -> bool {
+        let is_there = self.phase.name() == phase;
+        if is_there {
+            self.retry_at = u64::MAX;
+        }
+        is_there
+    }
+
+    /// Lets a collection go on that was held.
+    #[cfg(test)]
+    pub fn let_on(&mut self) {
+        self.retry_at = 0;
+    }
+
     /// Whether the I/O core reads something for it.
     #[cfg(test)]
     pub fn is_reading_any(&self) -> bool {

@@ -238,6 +238,74 @@ fn a_collection_beside_a_move_says_nothing_wrong() {
     assert!(gone_seen[0] > 0 && restated_seen.iter().all(|&seen| seen > 0) && both > 0);
 }
 
+/// The same, each at its turn: the collection of one shard is held at a phase, the agent moves from shard 0 as far
+/// as is asked, and both go on. The agent with its values and sets is at the other one then, after a start too.
+fn check_move_beside(collecting: usize, phase: &str, far: impl Fn(&mut World) -> bool) {
+    let mover = named_for(0, "mover");
+    let mut world = World::cluster_over(littered().iter().map(crashed_one).collect(), 3);
+    world.held.clear();
+    world.lane = world.lane_to(&mover, 5, 0);
+    let before = described(&mut world, &mover);
+    world.collect_at(collecting);
+    world.until(|world| {
+        let held = world.shard_at(collecting).collector.hold_at(phase);
+        held.then_some(())
+    });
+    let to = ShardNo(1);
+    let asked = world.ask(0, &mover, AgentVerb::Migrate { to });
+    // The disk of the source is slow: what it says last is on its way.
+    for _ in 0..20_000 {
+        if far(&mut world) {
+            break;
+        }
+        world.now += 1_000_000;
+        let now = world.now;
+        for no in [1, 0] {
+            world.shard_at(no).step(now);
+            if !world.shard_at(no).moves.any_gone() {
+                world.shard_at(no).store.disk.run_io();
+            }
+        }
+    }
+    assert!(far(&mut world), "it does not come so far");
+    world.shard_at(collecting).collector.let_on();
+    for _ in 0..400 {
+        world.now += 1_000_000;
+        let now = world.now;
+        for no in [1, 0] {
+            world.shard_at(no).step(now);
+        }
+        world.shard_at(1).store.disk.run_io();
+    }
+    assert!(asked.try_recv().unwrap().is_ok());
+    world.settled();
+    world.until(|world| {
+        let ended = !world.shard_at(collecting).collector.is_under_way();
+        ended.then_some(())
+    });
+    let mut world = world.restarted(0);
+    world.settled();
+    assert_eq!(world.place(&mover), 1);
+    assert_eq!(described(&mut world, &mover), before);
+    world.lane = world.lane_to(&mover, 5, 0);
+    assert_eq!(world.get(b"k").unwrap(), b"2");
+}
+
+#[test]
+fn what_is_gone_is_not_said_again() {
+    check_move_beside(0, "collect.choose", |world| {
+        world.shard_at(0).moves.any_gone()
+    });
+}
+
+#[test]
+fn what_lands_while_all_is_said_again_is_said_once() {
+    let mover = named_for(0, "mover");
+    check_move_beside(1, "collect.restate", |world| {
+        world.shard_at(1).has_landed(&mover)
+    });
+}
+
 fn crashed_one(disk: &MemoryDisk) -> MemoryDisk {
     let mut disk = disk.clone();
     disk.kill();
