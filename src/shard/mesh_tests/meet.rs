@@ -245,6 +245,9 @@ fn check_move_beside(collecting: usize, phase: &str, far: impl Fn(&mut World) ->
     let mut world = World::cluster_over(littered().iter().map(crashed_one).collect(), 3);
     world.held.clear();
     world.lane = world.lane_to(&mover, 5, 0);
+    // Its log has begun a segment, and has the next one.
+    world.put(b"k", b"2");
+    world.settled();
     let before = described(&mut world, &mover);
     world.collect_at(collecting);
     world.until(|world| {
