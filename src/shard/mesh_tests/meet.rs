@@ -240,7 +240,12 @@ fn a_collection_beside_a_move_says_nothing_wrong() {
 
 /// The same, each at its turn: the collection of one shard is held at a phase, the agent moves from shard 0 as far
 /// as is asked, and both go on. The agent with its values and sets is at the other one then, after a start too.
-fn check_move_beside(collecting: usize, phase: &str, far: impl Fn(&mut World) -> bool) {
+/// How many turns it took so far.
+fn check_move_beside(
+    collecting: usize,
+    phase: &str,
+    far: impl Fn(&mut World, usize) -> bool,
+) -> usize {
     let mover = named_for(0, "mover");
     let mut world = World::cluster_over(littered().iter().map(crashed_one).collect(), 3);
     world.held.clear();
@@ -257,10 +262,10 @@ fn check_move_beside(collecting: usize, phase: &str, far: impl Fn(&mut World) ->
     let to = ShardNo(1);
     let asked = world.ask(0, &mover, AgentVerb::Migrate { to });
     // The disk of the source is slow: what it says last is on its way.
-    for _ in 0..20_000 {
-        if far(&mut world) {
-            break;
-        }
+    let mut turns = 0;
+    while !far(&mut world, turns) {
+        turns += 1;
+        assert!(turns < 20_000, "it does not come so far");
         world.now += 1_000_000;
         let now = world.now;
         for no in [1, 0] {
@@ -270,7 +275,6 @@ fn check_move_beside(collecting: usize, phase: &str, far: impl Fn(&mut World) ->
             }
         }
     }
-    assert!(far(&mut world), "it does not come so far");
     world.shard_at(collecting).collector.let_on();
     for _ in 0..400 {
         world.now += 1_000_000;
@@ -280,8 +284,8 @@ fn check_move_beside(collecting: usize, phase: &str, far: impl Fn(&mut World) ->
         }
         world.shard_at(1).store.disk.run_io();
     }
-    assert!(asked.try_recv().unwrap().is_ok());
     world.settled();
+    assert!(asked.try_recv().unwrap().is_ok());
     world.until(|world| {
         let ended = !world.shard_at(collecting).collector.is_under_way();
         ended.then_some(())
@@ -292,21 +296,26 @@ fn check_move_beside(collecting: usize, phase: &str, far: impl Fn(&mut World) ->
     assert_eq!(described(&mut world, &mover), before);
     world.lane = world.lane_to(&mover, 5, 0);
     assert_eq!(world.get(b"k").unwrap(), b"2");
+    turns
 }
 
 #[test]
 fn what_is_gone_is_not_said_again() {
-    check_move_beside(0, "collect.choose", |world| {
+    check_move_beside(0, "collect.choose", |world, _| {
         world.shard_at(0).moves.any_gone()
     });
 }
 
+/// Whichever turn of its landing all begins to be said again at.
 #[test]
-fn what_lands_while_all_is_said_again_is_said_once() {
+fn what_lands_while_all_is_said_again_is_there_at_the_next_start() {
     let mover = named_for(0, "mover");
-    check_move_beside(1, "collect.restate", |world| {
+    let landed = check_move_beside(1, "collect.choose", |world, _| {
         world.shard_at(1).has_landed(&mover)
     });
+    for early in 1..=6 {
+        check_move_beside(1, "collect.choose", |_, turns| turns == landed - early);
+    }
 }
 
 fn crashed_one(disk: &MemoryDisk) -> MemoryDisk {
