@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 use crate::agent::Attention;
 use crate::agent::bell::{Bell, ServerBells};
-use crate::agent::entry::{Op, Submission};
+use crate::agent::entry::{Op, Status, Submission};
 use crate::agent::frame::Frame;
 use crate::agent::server_lane::{ServerLane, WakeKind};
 use crate::agent::socket::FrameSocket;
@@ -102,6 +102,8 @@ pub struct Lane {
     pub holds: bool,
     /// A large value on its way in.
     pub upload: Option<Box<Upload>>,
+    /// Parts of one were acknowledged and then lost with a flush: what its next part is told.
+    pub lost_upload: Option<(Status, u32)>,
     /// What published names mean to the call that is under way.
     pub brought: Vec<Brought>,
     /// Nothing new is taken from it: its agent is about to move.
@@ -249,6 +251,7 @@ impl Lanes {
             forks: Vec::new(),
             holds: false,
             upload: None,
+            lost_upload: None,
             brought: Vec::new(),
             frozen: false,
             path,

@@ -571,7 +571,7 @@ impl<D: Disk> Shard<D> {
                     self.post(lane, &failed);
                 }
                 self.fills.clear();
-                self.drop_unflushed_uploads();
+                self.drop_unflushed_uploads((status, detail));
                 self.release_peers(false);
                 self.answer_commands(false);
                 self.fail_imports(status, |_| true);

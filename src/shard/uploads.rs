@@ -102,6 +102,7 @@ impl<D: Disk> Shard<D> {
         }
         if let Some(lane) = self.lanes.get_mut(at) {
             self.uploads.begin(session);
+            lane.lost_upload = None;
             lane.upload = Some(Box::new(Upload {
                 place,
                 session,

@@ -104,7 +104,7 @@ impl<D: Disk> Shard<D> {
             .and_then(|lane| lane.upload.take())
             .map(|upload| *upload)
         else {
-            return self.out_of_order(at, entry, 0);
+            return self.without_upload(at, entry);
         };
         let whole = bytes == PART_BYTES_MAX as u64 || last;
         let same = upload.place == place && upload.key == scratch.key && upload.total == total;
@@ -326,6 +326,18 @@ impl<D: Disk> Shard<D> {
         }
     }
 
+    /// Answers a part whose value is not on its way in: by what took it away, where that is known.
+    fn without_upload(&mut self, at: LaneRef, entry: &Submission) -> Step {
+        let lost = self.lanes.get_mut(at);
+        let Some((status, detail)) = lost.and_then(|lane| lane.lost_upload.take()) else {
+            return self.out_of_order(at, entry, 0);
+        };
+        let mut completion = Completion::new(entry.user_data, status);
+        completion.detail = detail;
+        self.finish(at, completion);
+        Step::Done
+    }
+
     fn out_of_order(&mut self, at: LaneRef, entry: &Submission, expected: u64) -> Step {
         let mut completion = Completion::new(entry.user_data, Status::UploadOutOfOrder);
         completion.value_bytes = expected;
@@ -333,11 +345,18 @@ impl<D: Disk> Shard<D> {
         Step::Done
     }
 
-    /// Gives up large values of which parts were lost with a failed flush.
-    pub(super) fn drop_unflushed_uploads(&mut self) {
+    /// Gives up large values of which parts were lost with a failed flush: those were acknowledged, so the
+    /// next part of each is told why.
+    pub(super) fn drop_unflushed_uploads(&mut self, why: (Status, u32)) {
         let mut lost = Vec::new();
         for at in self.unflushed_uploads.drain(..) {
-            lost.extend(self.lanes.get_mut(at).and_then(|lane| lane.upload.take()));
+            let Some(lane) = self.lanes.get_mut(at) else {
+                continue;
+            };
+            if let Some(upload) = lane.upload.take() {
+                lane.lost_upload = Some(why);
+                lost.push(upload);
+            }
         }
         for upload in lost {
             self.drop_upload(*upload);

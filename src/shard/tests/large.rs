@@ -2,6 +2,7 @@
 //! failed flushes leave of them.
 
 use super::*;
+use crate::id::SegmentNo;
 use crate::segment::ObjectKind;
 use crate::state::chunks::ValueWriter;
 
@@ -221,6 +222,45 @@ fn parts_that_wait_for_room_are_taken_once() {
     assert!(world.get(b"big").unwrap() == value);
     let mut world = world.restarted(0);
     assert!(world.get(b"big").unwrap() == value);
+}
+
+/// Parts are acknowledged before they are written out: whoever sent one that was lost then was told to begin
+/// again, without end, and not that the disk is dead.
+#[test]
+fn the_part_behind_one_that_was_lost_says_why() {
+    let errno = 5;
+    let dead = DiskError::Os {
+        call: "pwrite",
+        segment: SegmentNo(1),
+        errno,
+    };
+    for (error, status, detail) in [
+        (dead, Status::IoFailed, errno as u32),
+        (DiskError::NoSpace, Status::NoSpace, 0),
+    ] {
+        let mut world = World::new(0);
+        world.put(b"k", b"before");
+        let content = noise(11, 3 * 65_536);
+        let part = |world: &mut World, no: usize| {
+            world.submit(Op::PutPart, b"big", &content[no * 65_536..][..65_536], |entry| {
+                (entry.arg0, entry.arg1) = (no as u64 * 65_536, content.len() as u64);
+                entry.durability = Some(Durability::Volatile);
+            });
+            world.wait()
+        };
+        assert_eq!(part(&mut world, 0).status, Status::Ok);
+        let (skip, written) = (0, 0);
+        world.disk().faults.write = Some(FailedWrite { skip, written, error });
+        assert_ne!(world.put(b"k", b"after").status, Status::Ok);
+        let told = part(&mut world, 1);
+        assert_eq!((told.status, told.detail), (status, detail));
+        assert_eq!(part(&mut world, 2).status, Status::UploadOutOfOrder, "once");
+        // Begun again, it is as any other.
+        for no in 0..3 {
+            assert_eq!(part(&mut world, no).status, Status::Ok);
+        }
+        assert!(world.get(b"big").unwrap() == content);
+    }
 }
 
 #[test]
