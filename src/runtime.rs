@@ -33,6 +33,8 @@ pub(crate) mod fuzzing;
 #[cfg(all(test, helios_loom))]
 mod doorbell_models;
 #[cfg(test)]
+mod loop_tests;
+#[cfg(test)]
 mod tests;
 
 use std::path::{Path, PathBuf};
@@ -58,7 +60,7 @@ use crate::io::{Backend, IoCore, IoError, IoOptions, ShardDisk, ShardFiles};
 use crate::mesh::mesh;
 use crate::metrics::{ShardCounters, Stats};
 use crate::prefetch::{self, Events};
-use crate::segment::files::tail_file_name;
+use crate::segment::files::{FilesError, tail_file_name};
 use crate::segment::{
     Cut, Directory, Location, Log, LogConfig, LogId, RecoverError, RecoverReport, Recovered,
     RecoveredRecord, SegmentFiles,
@@ -618,16 +620,36 @@ pub(crate) fn read_back<F: SegmentFiles>(
     if let Some(source) = refused {
         return Err(RuntimeError::Tables { shard: no, source });
     }
-    let read = |at: Location| {
-        let mut stored = vec![0; at.bytes as usize];
-        let read = files.read_at(at.segment, u64::from(at.offset), &mut stored);
-        read.is_ok_and(|bytes| bytes == stored.len())
-            .then_some(stored)
-    };
+    let mut failed = None;
     tables
-        .finish(&recovered.start.dropped, read)
+        .finish(&recovered.start.dropped, |at| {
+            stored_at(files, at, &mut failed)
+        })
         .map_err(|source| RuntimeError::Tables { shard: no, source })?;
-    Ok((tables, recovered))
+    match failed {
+        // What a device would not give now is no damage: a value that is sound would be refused until the next start.
+        Some(error) => Err(RuntimeError::Recover {
+            shard: no,
+            source: error.into(),
+        }),
+        None => Ok((tables, recovered)),
+    }
+}
+
+/// Stored bytes, unless the file ends before; what the device refused goes to `failed`, where it is the first.
+pub(crate) fn stored_at<F: SegmentFiles + ?Sized>(
+    files: &mut F,
+    at: Location,
+    failed: &mut Option<FilesError>,
+) -> Option<Vec<u8>> {
+    let mut stored = vec![0; at.bytes as usize];
+    match files.read_at(at.segment, u64::from(at.offset), &mut stored) {
+        Ok(bytes) => (bytes == stored.len()).then_some(stored),
+        Err(error) => {
+            failed.get_or_insert(error);
+            None
+        }
+    }
 }
 
 /// Says what was not read back, and where it is.

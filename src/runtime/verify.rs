@@ -4,13 +4,14 @@
 //! tables are built with all that is damaged left out, and looked through from the agents' side. Nothing
 //! is changed; no server runs on the directory meanwhile.
 
+use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::id::{ObjectId, ShardNo};
 use crate::runtime::data_dir::DataDir;
-use crate::runtime::{DataDirError, RuntimeError};
+use crate::runtime::{DataDirError, RuntimeError, stored_at};
 use crate::segment::verify::{Fault, Listener, Read};
 use crate::segment::{
     Directory, FilesError, Location, RecoverError, RecoveredRecord, SegmentFiles, read_only, verify,
@@ -183,22 +184,29 @@ pub(super) fn verify_shard<F: SegmentFiles + ?Sized>(
         }
     });
     let recovered = recovered.map_err(|source| RuntimeError::Recover { shard: no, source })?;
-    let mut stored = |at: Location| {
-        let mut stored = vec![0; at.bytes as usize];
-        let read = files.read_at(at.segment, u64::from(at.offset), &mut stored);
-        read.is_ok_and(|bytes| bytes == stored.len())
-            .then_some(stored)
-    };
+    let failed = RefCell::new(None);
+    let mut stored = |at: Location| stored_at(files, at, &mut failed.borrow_mut());
     let built = match refused {
         Some(error) => Err(error),
         None => tables.finish(&recovered.start.dropped, &mut stored),
     };
-    if let Err(error) = built {
-        tell(Finding::Tables { shard: no, error });
-        return Ok((read, Looked::default()));
+    let mut looked = Looked::default();
+    match built {
+        Ok(()) => {
+            let ids: HashSet<ObjectId> = damaged.into_values().flatten().collect();
+            // Behind what the device would not give, nobody knows what is lost.
+            let mut lost = |loss: Loss| {
+                if failed.borrow().is_none() {
+                    tell(Finding::Loss { shard: no, loss });
+                }
+            };
+            looked = crate::shard::verify::verify(&tables, &ids, &mut stored, &mut lost);
+        }
+        Err(error) => tell(Finding::Tables { shard: no, error }),
     }
-    let ids: HashSet<ObjectId> = damaged.into_values().flatten().collect();
-    let mut lost = |loss: Loss| tell(Finding::Loss { shard: no, loss });
-    let looked = crate::shard::verify::verify(&tables, &ids, &mut stored, &mut lost);
-    Ok((read, looked))
+    match failed.into_inner() {
+        // What the device would not give now may be as good as ever.
+        Some(error) => Err(recover(no, error)),
+        None => Ok((read, looked)),
+    }
 }

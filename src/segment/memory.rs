@@ -14,6 +14,7 @@ mod allowed;
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::id::SegmentNo;
 use crate::metrics::thread_allocations;
@@ -23,6 +24,7 @@ use super::{Disk, DiskError, IoReply, IoRequest, Location};
 
 pub(crate) const SECTOR_BYTES: usize = 512;
 const EIO: i32 = 5;
+const ENOSPC: i32 = 28;
 
 /// Random numbers from one seed (SplitMix64).
 #[derive(Debug, Clone)]
@@ -123,6 +125,52 @@ pub(crate) enum Lie {
     Remove,
 }
 
+/// Calls fail by their number, whatever they are: what an error loop walks along. Disks that share one are
+/// counted together.
+#[derive(Debug, Default)]
+pub(crate) struct Nth {
+    /// Calls that go well before the first that fails.
+    pub(crate) skip: u64,
+    /// Every call after it fails, too.
+    pub(crate) persistent: bool,
+    /// The disk is full: of the calls that take room one fails, and no other; else the device fails.
+    pub(crate) no_space: bool,
+    /// What fails of [`Disk`] says that it went well: as if its error were ignored.
+    pub(crate) ignored: bool,
+    /// Calls so far.
+    pub(crate) calls: u64,
+    /// Of them failed, by name.
+    pub(crate) failed: BTreeMap<&'static str, u64>,
+}
+
+impl Nth {
+    /// Counts a call; the error number if it fails.
+    fn errno(&mut self, call: &'static str) -> Option<i32> {
+        let takes_room = [
+            "create",
+            "footer",
+            "recovery: copy",
+            "recovery: write",
+            "write",
+        ];
+        if self.no_space && !takes_room.contains(&call) {
+            return None;
+        }
+        let no = self.calls;
+        self.calls += 1;
+        if no != self.skip && (no < self.skip || !self.persistent) {
+            return None;
+        }
+        *self.failed.entry(call).or_default() += 1;
+        Some(if self.no_space { ENOSPC } else { EIO })
+    }
+
+    /// Whether a request is refused: a queue is full now and then, and not for ever.
+    fn refuses(&mut self) -> bool {
+        !self.persistent && self.errno("submission").is_some()
+    }
+}
+
 /// What goes wrong. Each stays until it is taken out, but for the two that count.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Faults {
@@ -138,6 +186,8 @@ pub(crate) struct Faults {
     pub(crate) remove: Option<DiskError>,
     /// The call of [`SegmentFiles`] after this many more, and every later one: a crash.
     pub(crate) files_call: Option<u32>,
+    /// Any call at all.
+    pub(crate) nth: Option<Arc<Mutex<Nth>>>,
 }
 
 /// The store. Clone it to try several futures.
@@ -201,6 +251,20 @@ impl MemoryDisk {
         }
     }
 
+    /// Makes the files that wait to be made, and nothing else: a device that is slow to sync.
+    pub(crate) fn create_only(&mut self) {
+        let waiting = std::mem::take(&mut self.queue);
+        for request in waiting {
+            match request {
+                create @ IoRequest::Create { .. } => {
+                    let reply = self.perform(create, usize::MAX);
+                    self.replies.push_back(reply);
+                }
+                other => self.queue.push_back(other),
+            }
+        }
+    }
+
     /// Does one request that waits, any that no other one for its segment is before; whether there
     /// was one.
     pub(crate) fn run_one(&mut self, random: &mut Random) -> bool {
@@ -217,6 +281,25 @@ impl MemoryDisk {
         let reply = self.perform(request.expect("it was just found"), usize::MAX);
         self.replies.push_back(reply);
         true
+    }
+
+    fn nth(&self) -> Option<MutexGuard<'_, Nth>> {
+        let nth = self.faults.nth.as_ref()?;
+        Some(nth.lock().unwrap_or_else(|poisoned| poisoned.into_inner()))
+    }
+
+    /// Counts a call of [`Disk`]; how it fails, and whether that is told.
+    fn failing(&self, call: &'static str, segment: SegmentNo) -> Option<Result<(), DiskError>> {
+        let mut nth = self.nth()?;
+        let error = match nth.errno(call)? {
+            ENOSPC => DiskError::NoSpace,
+            errno => DiskError::Os {
+                call,
+                segment,
+                errno,
+            },
+        };
+        Some(if nth.ignored { Ok(()) } else { Err(error) })
     }
 
     fn fire(&mut self, what: &'static str) {
@@ -271,10 +354,12 @@ impl MemoryDisk {
     fn perform(&mut self, request: IoRequest, steps: usize) -> IoReply {
         match request {
             IoRequest::Create { segment, bytes } => {
-                let result = self.faults.create.clone().map_or(Ok(()), Err);
+                let fault = self.faults.create.clone();
+                let failed = self.failing("create", segment);
+                let result = failed.clone().unwrap_or_else(|| fault.map_or(Ok(()), Err));
                 if result.is_err() {
                     self.fire("create");
-                } else {
+                } else if failed.is_none() {
                     assert!(
                         !self.files.contains_key(&segment.0),
                         "segment {segment} exists"
@@ -304,7 +389,9 @@ impl MemoryDisk {
                 if self.faults.read.is_some() {
                     self.fire("read");
                 }
+                let failed = self.failing("read", segment);
                 let result = match (&self.faults.read, self.files.get(&segment.0)) {
+                    _ if failed.is_some() => failed.expect("just seen"),
                     (Some(error), _) => Err(error.clone()),
                     (None, Some(file)) if file.current.len() >= end => {
                         buffer.copy_from_slice(&file.current[offset as usize..end]);
@@ -338,8 +425,11 @@ impl MemoryDisk {
                 }
             }
             IoRequest::Remove { segment } => {
-                let result = self.faults.remove.clone().map_or(Ok(()), Err);
-                if result.is_ok() {
+                let fault = self.faults.remove.clone();
+                let failed = self.failing("remove", segment);
+                let result = failed.clone().unwrap_or_else(|| fault.map_or(Ok(()), Err));
+                if failed.is_some() {
+                } else if result.is_ok() {
                     let removed = self.files.remove(&segment.0);
                     let removed = removed.expect("a segment that is removed exists");
                     if self.lie == Some(Lie::Remove) {
@@ -366,15 +456,25 @@ impl MemoryDisk {
             return Err(error);
         }
         let end = data_end as usize + footer.len();
+        let footer_failed = self.failing("footer", segment);
+        let sync_failed = self.failing("sync", segment);
         let file = self
             .files
             .get_mut(&segment.0)
             .expect("a segment that is sealed exists");
         if steps > 1 {
-            file.write(data_end as usize, footer);
+            let written = if footer_failed.is_some() {
+                footer.len() / 2
+            } else {
+                footer.len()
+            };
+            file.write(data_end as usize, &footer[..written]);
         }
-        if steps > 2 {
-            file.sync();
+        footer_failed.unwrap_or(Ok(()))?;
+        match sync_failed {
+            Some(failed) => failed?,
+            None if steps > 2 => file.sync(),
+            None => {}
         }
         if steps > 3 {
             file.current.truncate(end);
@@ -384,6 +484,9 @@ impl MemoryDisk {
 
     fn sync_file(&mut self, segment: SegmentNo) -> Result<(), DiskError> {
         self.let_go();
+        if let Some(failed) = self.failing("sync", segment) {
+            return failed;
+        }
         let error = self.faults.sync.clone();
         if error.is_some() {
             self.fire(match self.faults.failed_sync {
@@ -420,10 +523,18 @@ impl MemoryDisk {
     /// Counts a call of [`SegmentFiles`]; says whether it fails.
     fn count(&mut self, call: &'static str, segment: SegmentNo) -> Result<(), FilesError> {
         self.files_calls += 1;
+        let path = || PathBuf::from(segment_file_name(segment));
+        if let Some(errno) = self.nth().and_then(|mut nth| nth.errno(call)) {
+            let path = path();
+            return Err(match errno {
+                ENOSPC => FilesError::NoSpace { call, path },
+                errno => FilesError::Os { call, path, errno },
+            });
+        }
         match &mut self.faults.files_call {
             Some(0) => Err(FilesError::Os {
                 call,
-                path: self.path(segment),
+                path: path(),
                 errno: EIO,
             }),
             Some(left) => {
@@ -460,10 +571,15 @@ impl Disk for MemoryDisk {
     fn write_at(&mut self, segment: SegmentNo, offset: u32, bytes: &[u8]) -> Result<(), DiskError> {
         self.writes += 1;
         self.let_go();
+        let failed = self.failing("write", segment);
         let file = self
             .files
             .get_mut(&segment.0)
             .expect("a segment that is written exists");
+        if let Some(failed) = failed {
+            file.write(offset as usize, &bytes[..bytes.len() / 2]);
+            return failed;
+        }
         match &mut self.faults.write {
             Some(fault) if fault.skip == 0 => {
                 let written = fault.written.min(bytes.len());
@@ -509,7 +625,8 @@ impl Disk for MemoryDisk {
     }
 
     fn submit(&mut self, request: IoRequest) -> Result<(), IoRequest> {
-        if self.queue.len() >= self.queue_slots {
+        let full = self.nth().is_some_and(|mut nth| nth.refuses());
+        if full || self.queue.len() >= self.queue_slots {
             return Err(request);
         }
         let before = thread_allocations();
@@ -528,7 +645,7 @@ impl Disk for MemoryDisk {
 
 impl SegmentFiles for MemoryDisk {
     fn list(&mut self) -> Result<Vec<SegmentFile>, FilesError> {
-        self.count("list", SegmentNo(0))?;
+        self.count("recovery: list", SegmentNo(0))?;
         let file = |(segment, file): (&u32, &MemoryFile)| SegmentFile {
             segment: SegmentNo(*segment),
             bytes: file.current.len() as u64,
@@ -542,7 +659,7 @@ impl SegmentFiles for MemoryDisk {
         offset: u64,
         buffer: &mut [u8],
     ) -> Result<usize, FilesError> {
-        self.count("read", segment)?;
+        self.count("recovery: read", segment)?;
         let file = self.file(segment)?;
         let rest = file.current.get(offset as usize..).unwrap_or_default();
         let bytes = rest.len().min(buffer.len());
@@ -556,7 +673,7 @@ impl SegmentFiles for MemoryDisk {
         offset: u64,
         bytes: &[u8],
     ) -> Result<(), FilesError> {
-        let counted = self.count("write", segment);
+        let counted = self.count("recovery: write", segment);
         // A write that fails leaves half of itself.
         let bytes = if counted.is_ok() {
             bytes
@@ -568,19 +685,19 @@ impl SegmentFiles for MemoryDisk {
     }
 
     fn sync(&mut self, segment: SegmentNo) -> Result<(), FilesError> {
-        self.count("sync", segment)?;
+        self.count("recovery: sync", segment)?;
         self.file(segment)?.sync();
         Ok(())
     }
 
     fn truncate(&mut self, segment: SegmentNo, bytes: u64) -> Result<(), FilesError> {
-        self.count("truncate", segment)?;
+        self.count("recovery: truncate", segment)?;
         self.file(segment)?.current.truncate(bytes as usize);
         Ok(())
     }
 
     fn data_from(&mut self, segment: SegmentNo, offset: u64) -> Result<Option<u64>, FilesError> {
-        self.count("seek", segment)?;
+        self.count("recovery: seek", segment)?;
         let rest = self
             .file(segment)?
             .current
@@ -597,7 +714,7 @@ impl SegmentFiles for MemoryDisk {
         bytes: u64,
         mark: u32,
     ) -> Result<(), FilesError> {
-        self.count("copy", segment)?;
+        self.count("recovery: copy", segment)?;
         let file = self.file(segment)?;
         let kept = file.current[from as usize..(from + bytes) as usize].to_vec();
         let name = tail_file_name(segment, from, mark);
@@ -606,7 +723,7 @@ impl SegmentFiles for MemoryDisk {
     }
 
     fn set_aside(&mut self, segment: SegmentNo) -> Result<(), FilesError> {
-        self.count("rename", segment)?;
+        self.count("recovery: rename", segment)?;
         let bytes = std::mem::take(&mut self.file(segment)?.current);
         self.files.remove(&segment.0);
         self.orphans.push((segment, bytes));
@@ -614,14 +731,14 @@ impl SegmentFiles for MemoryDisk {
     }
 
     fn remove_empty(&mut self, segment: SegmentNo) -> Result<(), FilesError> {
-        self.count("remove", segment)?;
+        self.count("recovery: remove", segment)?;
         self.file(segment)?;
         self.files.remove(&segment.0);
         Ok(())
     }
 
     fn sync_directory(&mut self) -> Result<(), FilesError> {
-        self.count("sync", SegmentNo(0))
+        self.count("recovery: directory sync", SegmentNo(0))
     }
 
     fn path(&self, segment: SegmentNo) -> PathBuf {
