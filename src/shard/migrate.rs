@@ -41,6 +41,7 @@ use crate::shard::peer::PeerMessage;
 use crate::shard::store::Refused;
 use crate::shard::{AttachRequest, Command, Event, Shard};
 use crate::state::tree::EMPTY_TREE;
+use ending::TakenBack;
 pub(in crate::shard) use ending::{Doubts, Ended};
 use landing::{Item, Parcel};
 pub use passing::settle_moves;
@@ -136,6 +137,8 @@ pub(super) struct Moves {
     arrivals: BTreeMap<Box<[u8]>, Arrival>,
     /// Copies that are said to be gone; that has to reach the device.
     ending: Vec<(Sequence, Ended)>,
+    /// Agents that were said to be gone by a flush that failed.
+    taken_back: Vec<TakenBack>,
     /// Commands that other shards passed on.
     inherited: VecDeque<Command>,
 }
@@ -157,13 +160,18 @@ impl Moves {
     #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
         let quiet = self.departures.is_empty() && self.arrivals.is_empty();
-        quiet && self.inherited.is_empty() && self.ending.is_empty()
+        quiet && self.inherited.is_empty() && self.ending.is_empty() && self.taken_back.is_empty()
     }
 
     /// Whether a turn would find work that waits for nothing.
     pub(super) fn has_work(&self) -> bool {
         let landing = |it: &Arrival| matches!(it.stage, Coming::Unnamed(_) | Coming::Landing(..));
         !self.inherited.is_empty() || self.arrivals.values().any(landing)
+    }
+
+    /// When a turn is due although nothing arrives.
+    pub(super) fn deadline(&self) -> Option<u64> {
+        self.taken_back.iter().filter_map(TakenBack::due_ns).min()
     }
 
     /// The next command that was passed on.
@@ -353,12 +361,11 @@ impl<D: Disk> Shard<D> {
                 let message = MoveMessage { agent, word };
                 self.retold.push(message);
             }
-            Err(_) => {
+            Err(failed) => {
                 if let Some(to) = self.moves.to(agent) {
                     // Until it answers: all of the agent is on its device.
                     self.store.doubts.add(agent, to);
-                    let name = self.store.tables.agent(agent).name.clone();
-                    self.say(to, name, Word::Off);
+                    self.take_back_word(agent, to, matches!(failed, Failed::Status(..)));
                 }
                 self.stay(agent);
             }

@@ -73,6 +73,8 @@ mod collect_tests;
 #[path = "../../fuzz/inside/rig.rs"]
 pub(crate) mod fuzzing;
 #[cfg(test)]
+mod loop_tests;
+#[cfg(test)]
 mod mesh_tests;
 #[cfg(test)]
 mod superposition_tests;
@@ -391,7 +393,8 @@ impl<D: Disk> Shard<D> {
         let space = self.store.log.spare_failed().then_some(self.next_retry);
         let collection = self.collector.deadline(self.is_collection_due());
         let sets = self.sets.deadline();
-        [group, dirty, space, collection, sets]
+        let moves = self.moves.deadline();
+        [group, dirty, space, collection, sets, moves]
             .into_iter()
             .flatten()
             .min()

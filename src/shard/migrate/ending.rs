@@ -7,14 +7,16 @@
 //! Invariants
 //! - an agent in [`Doubts`] neither moves nor ends.
 //! - a shard tells another one that a copy is gone after the record of that is on the device.
+//! - the copy at a target is not given up while the source's log may still say, at the next start, that the agent
+//!   left: a record whose flush failed can come back until others are on the device in its place.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::id::{AgentNo, ShardNo};
 use crate::segment::{Disk, Head, Sequence};
-use crate::shard::Shard;
 use crate::shard::migrate::Word;
 use crate::shard::store::Store;
+use crate::shard::{SPACE_RETRY_NS, Shard};
 
 /// A copy of an agent that was taken out of the tables.
 #[derive(Debug)]
@@ -23,6 +25,25 @@ pub(in crate::shard) struct Ended {
     name: Box<[u8]>,
     /// The shard that has the agent, and hears of the end.
     stays_at: ShardNo,
+}
+
+/// An agent that its log said to be gone, in a flush that failed: it stays, but a start could find it gone.
+#[derive(Debug)]
+pub(super) struct TakenBack {
+    agent: AgentNo,
+    /// The shard that has a copy of it.
+    to: ShardNo,
+    /// The record in place of the one that failed, once it is written.
+    instead: Option<Sequence>,
+    /// When that is tried again, in the shard's time, in nanoseconds.
+    retry_ns: u64,
+}
+
+impl TakenBack {
+    /// When it has to be looked at, unless that is with an answer of the disk.
+    pub(super) fn due_ns(&self) -> Option<u64> {
+        self.instead.is_none().then_some(self.retry_ns)
+    }
 }
 
 /// Agents of which other shards may have a copy that the next start would find.
@@ -92,6 +113,7 @@ impl<D: Disk> Shard<D> {
             worked = true;
         }
         worked |= self.tell_ended();
+        worked |= self.tell_taken_back();
         for message in std::mem::take(&mut self.retold) {
             self.take_move(self.options.no, message);
             worked = true;
@@ -115,5 +137,64 @@ impl<D: Disk> Shard<D> {
             self.say(*stays_at, name.clone(), Word::Off);
         }
         !told.is_empty()
+    }
+
+    /// Lets a target know that an agent stays; where its log may come to say something else, once it can't any more.
+    pub(super) fn take_back_word(&mut self, agent: AgentNo, to: ShardNo, may_return: bool) {
+        if !may_return {
+            let name = self.store.tables.agent(agent).name.clone();
+            return self.say(to, name, Word::Off);
+        }
+        self.moves.taken_back.push(TakenBack {
+            agent,
+            to,
+            instead: None,
+            retry_ns: self.now,
+        });
+    }
+
+    /// Writes over what a failed flush may have left of an agent's end, and tells the target when that is on the
+    /// device; whether there was something to do.
+    fn tell_taken_back(&mut self) -> bool {
+        let mut worked = false;
+        for mut taken in std::mem::take(&mut self.moves.taken_back) {
+            if self.store.log.read_only().is_some() {
+                // The next start decides, and the copy waits for it.
+                continue;
+            }
+            if taken.instead.is_none() && self.now >= taken.retry_ns {
+                taken.instead = self.say_that_it_stays(taken.agent);
+                taken.retry_ns = self.now + SPACE_RETRY_NS;
+                worked = true;
+            }
+            let synced = self.store.log.synced();
+            if taken.instead.is_some_and(|instead| instead <= synced) {
+                let name = self.store.tables.agent(taken.agent).name.clone();
+                self.say(taken.to, name, Word::Off);
+                worked = true;
+            } else {
+                self.moves.taken_back.push(taken);
+            }
+        }
+        worked
+    }
+
+    /// Says of an agent what the log knows already; what has to reach the device.
+    fn say_that_it_stays(&mut self, agent: AgentNo) -> Option<Sequence> {
+        self.store.ready(0, false).ok()?;
+        let known = self.store.tables.agent(agent);
+        let (public, moves, name) = (known.public, known.moves, known.name.clone());
+        let head = Head::Agent {
+            agent,
+            public,
+            moves,
+            name: &name,
+        };
+        let said = self.store.append(&head.into());
+        self.must_flush |= self.store.is_dirty();
+        let sequence = said.ok()?.sequence;
+        self.flush_commit().ok()?;
+        self.store.log.sync_wanted(sequence);
+        Some(sequence)
     }
 }
