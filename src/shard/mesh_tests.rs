@@ -20,6 +20,8 @@ mod doubts;
 mod meet;
 mod published;
 
+pub(super) use published::{fill, named_for};
+
 /// Small, so that there are many.
 const SEGMENT_BYTES: u32 = 128 << 10;
 /// The agent that moves.
@@ -27,6 +29,19 @@ const AGENT: &[u8] = b"agent";
 const KEYS: usize = 16;
 /// Room for any answer.
 const REPLY_BYTES: u32 = 8 << 10;
+
+/// Where an agent is served, if it is; by one shard at most.
+pub(super) fn shard_of(world: &mut World, agent: &[u8]) -> Option<usize> {
+    let shards = 0..world.shards();
+    let places: Vec<_> = shards
+        .filter(|&no| {
+            let shard = world.shard_at(no);
+            shard.store.tables.agent_no(agent).is_some() && !shard.moves.is_coming(agent)
+        })
+        .collect();
+    assert!(places.len() <= 1, "shards {places:?} serve it");
+    places.first().copied()
+}
 
 impl World {
     /// Empty shards of one runtime, turned in an order of its own.
@@ -59,7 +74,7 @@ impl World {
     }
 
     /// The same; turns until it is answered.
-    fn told(
+    pub(super) fn told(
         &mut self,
         at: usize,
         agent: &[u8],
@@ -71,15 +86,7 @@ impl World {
 
     /// Where an agent is served.
     fn place(&mut self, agent: &[u8]) -> usize {
-        let shards = 0..self.shards();
-        let places: Vec<_> = shards
-            .filter(|&no| {
-                let shard = self.shard_at(no);
-                shard.store.tables.agent_no(agent).is_some() && !shard.moves.is_coming(agent)
-            })
-            .collect();
-        assert_eq!(places.len(), 1, "one shard serves it: {places:?}");
-        places[0]
+        shard_of(self, agent).expect("one shard serves it")
     }
 
     /// Whether nothing is under way between shards.
@@ -123,7 +130,7 @@ impl World {
     }
 
     /// Another lane, to any agent.
-    fn lane_to(&mut self, agent: &[u8], session: u64, no: u32) -> ClientLane {
+    pub(super) fn lane_to(&mut self, agent: &[u8], session: u64, no: u32) -> ClientLane {
         let owner = ShardNo(self.owner_of(agent) as u16);
         let (ring, client) = rings_at(LaneNo(no), owner);
         self.attach_to(agent, SessionNo(session), LaneNo(no), ring)

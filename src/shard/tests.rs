@@ -19,11 +19,11 @@ use crate::id::{AgentNo, LaneNo, ObjectId, SessionNo, View};
 use crate::mesh::mesh;
 use crate::metrics::thread_allocations;
 use crate::segment::memory::{FailedWrite, MemoryDisk, Random};
-use crate::segment::{DiskError, Location, Log, LogConfig, LogId, recover};
+use crate::segment::{DiskError, Location, Log, LogConfig, LogId, RecoverError, recover};
 use crate::shard::agent::{BranchRef, MAIN};
 use crate::shared::SharedMemory;
 
-mod large;
+pub(super) mod large;
 mod share;
 
 /// Room for the answer of a call.
@@ -92,11 +92,26 @@ impl World {
         index_bytes_max: u64,
         segment_bytes: u32,
     ) -> Self {
+        let mut disks = disks;
+        let parts = recover_all(&mut disks, segment_bytes).unwrap();
+        let mut world = Self::of_parts(parts, disks, l2_bytes, index_bytes_max, segment_bytes);
+        world.attach_first().unwrap();
+        world
+    }
+
+    /// A shard over what was recovered from each disk. Nobody is attached yet.
+    pub(super) fn of_parts(
+        parts: Vec<(Tables, Log)>,
+        disks: Vec<MemoryDisk>,
+        l2_bytes: usize,
+        index_bytes_max: u64,
+        segment_bytes: u32,
+    ) -> Self {
         let shards = disks.len();
-        let mut stores: Vec<_> = (0..)
+        let mut stores: Vec<_> = parts
+            .into_iter()
             .zip(disks)
-            .map(|(no, disk)| {
-                let (tables, log, mut disk) = recovered(ShardNo(no), disk, segment_bytes);
+            .map(|((tables, log), mut disk)| {
                 disk.at_once = shards == 1;
                 let l2 = L2::new(l2_bytes).unwrap();
                 Store::new(tables, log, disk, l2, index_bytes_max)
@@ -127,8 +142,8 @@ impl World {
         let statuses = (0..shards).map(|_| StatusPage::create().unwrap().1);
         let statuses: Vec<_> = statuses.collect();
         let client_bells = ClientBells::map(&session_fd, &statuses).unwrap();
-        let (ring, lane) = rings_at(LaneNo(0), owner(b"agent", shards));
-        let mut world = Self {
+        let (_, lane) = rings_at(LaneNo(0), owner(b"agent", shards));
+        Self {
             shard,
             commands,
             beside,
@@ -141,9 +156,16 @@ impl World {
             now: 0,
             next: 0,
             segment_bytes,
-        };
-        world.attach(LaneNo(0), ring);
-        world
+        }
+    }
+
+    /// Attaches the world's own lane anew.
+    pub(super) fn attach_first(&mut self) -> Result<Attached, AttachError> {
+        let home = ShardNo(self.owner_of(b"agent") as u16);
+        let (ring, lane) = rings_at(LaneNo(0), home);
+        self.lane = lane;
+        self.held.clear();
+        self.attach_to(b"agent", SessionNo(1), LaneNo(0), ring)
     }
 
     pub(super) fn new(l2_bytes: usize) -> Self {
@@ -466,26 +488,47 @@ impl World {
     }
 }
 
-/// What the log of a shard says, and the log to go on with.
-fn recovered(no: ShardNo, mut disk: MemoryDisk, segment_bytes: u32) -> (Tables, Log, MemoryDisk) {
+/// What the log of each shard says, and the log to go on with.
+pub(super) fn recover_all(
+    disks: &mut [MemoryDisk],
+    segment_bytes: u32,
+) -> Result<Vec<(Tables, Log)>, RecoverError> {
+    let shards = (0..).zip(disks);
+    shards
+        .map(|(no, disk)| recovered(ShardNo(no), disk, segment_bytes))
+        .collect()
+}
+
+fn recovered(
+    no: ShardNo,
+    disk: &mut MemoryDisk,
+    segment_bytes: u32,
+) -> Result<(Tables, Log), RecoverError> {
     let mut tables = Tables::default();
-    let recovered = recover(&mut disk, no, &mut |record| tables.apply(record).unwrap()).unwrap();
+    let recovered = recover(disk, no, &mut |record| tables.apply(record).unwrap())?;
+    let mut failed = None;
     let read = |at: Location| {
         use crate::segment::SegmentFiles;
         let mut bytes = vec![0; at.bytes as usize];
-        let read = disk
-            .read_at(at.segment, u64::from(at.offset), &mut bytes)
-            .ok()?;
-        (read == bytes.len()).then_some(bytes)
+        match disk.read_at(at.segment, u64::from(at.offset), &mut bytes) {
+            Ok(read) => (read == bytes.len()).then_some(bytes),
+            Err(error) => {
+                failed.get_or_insert(error);
+                None
+            }
+        }
     };
     tables.finish(&recovered.start.dropped, read).unwrap();
+    if let Some(error) = failed {
+        return Err(error.into());
+    }
     let config = LogConfig {
         shard: no,
         log_id: recovered.log_id.unwrap_or(LogId(7)),
         segment_bytes,
         buffer_bytes: 512 << 10,
     };
-    (tables, Log::new(config, recovered.start), disk)
+    Ok((tables, Log::new(config, recovered.start)))
 }
 
 pub(super) fn rings(lane: LaneNo) -> (ServerLane, ClientLane) {

@@ -24,7 +24,7 @@ pub(super) const CHECKPOINT: Call<'_> = Call::Checkpoint {
     expect: None,
 };
 
-fn merge(from: &str) -> Call<'_> {
+pub(super) fn merge(from: &str) -> Call<'_> {
     Call::Merge {
         from: Revision::Branch(from),
         rules: Vec::new(),

@@ -4,7 +4,7 @@ use super::*;
 use crate::shard::owner;
 
 /// An agent whose name puts it on the shard.
-pub(super) fn named_for(shard: usize, prefix: &str) -> Vec<u8> {
+pub(in crate::shard) fn named_for(shard: usize, prefix: &str) -> Vec<u8> {
     let mut names = (0..).map(|no| format!("{prefix}{no}").into_bytes());
     names
         .find(|name| owner(name, 2) == ShardNo(shard as u16))
@@ -12,7 +12,7 @@ pub(super) fn named_for(shard: usize, prefix: &str) -> Vec<u8> {
 }
 
 /// Puts so many small keys, and nothing between.
-pub(super) fn fill(world: &mut World, on: Option<BranchNo>, keys: u32, salt: &str) {
+pub(in crate::shard) fn fill(world: &mut World, on: Option<BranchNo>, keys: u32, salt: &str) {
     let numbers: Vec<u32> = (0..keys).collect();
     for some in numbers.chunks(1000) {
         let mut pairs = Vec::new();

@@ -8,7 +8,7 @@ use crate::state::chunks::ValueWriter;
 
 const MIB: usize = 1 << 20;
 
-pub(super) fn noise(seed: u64, bytes: usize) -> Vec<u8> {
+pub(in crate::shard) fn noise(seed: u64, bytes: usize) -> Vec<u8> {
     let mut random = Random(seed);
     let words = std::iter::repeat_with(|| random.next().to_le_bytes());
     words.flatten().take(bytes).collect()
@@ -89,7 +89,7 @@ fn values_of_all_lengths_are_read_at_all_offsets() {
             }
             let segments = world.disk().segments();
             for segment in segments {
-                let cold = (crate::id::SegmentNo(segment), 0..SEGMENT_BYTES);
+                let cold = (SegmentNo(segment), 0..SEGMENT_BYTES);
                 world.disk().cold.push(cold);
             }
             assert!(world.get(b"k").unwrap() == value, "{length}, cold");
@@ -242,15 +242,24 @@ fn the_part_behind_one_that_was_lost_says_why() {
         world.put(b"k", b"before");
         let content = noise(11, 3 * 65_536);
         let part = |world: &mut World, no: usize| {
-            world.submit(Op::PutPart, b"big", &content[no * 65_536..][..65_536], |entry| {
-                (entry.arg0, entry.arg1) = (no as u64 * 65_536, content.len() as u64);
-                entry.durability = Some(Durability::Volatile);
-            });
+            world.submit(
+                Op::PutPart,
+                b"big",
+                &content[no * 65_536..][..65_536],
+                |entry| {
+                    (entry.arg0, entry.arg1) = (no as u64 * 65_536, content.len() as u64);
+                    entry.durability = Some(Durability::Volatile);
+                },
+            );
             world.wait()
         };
         assert_eq!(part(&mut world, 0).status, Status::Ok);
         let (skip, written) = (0, 0);
-        world.disk().faults.write = Some(FailedWrite { skip, written, error });
+        world.disk().faults.write = Some(FailedWrite {
+            skip,
+            written,
+            error,
+        });
         assert_ne!(world.put(b"k", b"after").status, Status::Ok);
         let told = part(&mut world, 1);
         assert_eq!((told.status, told.detail), (status, detail));
