@@ -10,6 +10,7 @@
 
 #[path = "../../tests/power_cuts/allowed.rs"]
 mod allowed;
+mod nth;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
@@ -22,9 +23,10 @@ use crate::metrics::thread_allocations;
 use super::files::{FilesError, SegmentFile, SegmentFiles, segment_file_name, tail_file_name};
 use super::{Disk, DiskError, IoReply, IoRequest, Location};
 
+pub(crate) use nth::Nth;
+use nth::{EIO, ENOSPC};
+
 pub(crate) const SECTOR_BYTES: usize = 512;
-const EIO: i32 = 5;
-const ENOSPC: i32 = 28;
 
 /// Random numbers from one seed (SplitMix64).
 #[derive(Debug, Clone)]
@@ -123,52 +125,6 @@ pub(crate) enum Lie {
     HalfWrite,
     /// A file that is there again after a power cut.
     Remove,
-}
-
-/// Calls fail by their number, whatever they are: what an error loop walks along. Disks that share one are
-/// counted together.
-#[derive(Debug, Default)]
-pub(crate) struct Nth {
-    /// Calls that go well before the first that fails.
-    pub(crate) skip: u64,
-    /// Every call after it fails, too.
-    pub(crate) persistent: bool,
-    /// The disk is full: of the calls that take room one fails, and no other; else the device fails.
-    pub(crate) no_space: bool,
-    /// What fails of [`Disk`] says that it went well: as if its error were ignored.
-    pub(crate) ignored: bool,
-    /// Calls so far.
-    pub(crate) calls: u64,
-    /// Of them failed, by name.
-    pub(crate) failed: BTreeMap<&'static str, u64>,
-}
-
-impl Nth {
-    /// Counts a call; the error number if it fails.
-    fn errno(&mut self, call: &'static str) -> Option<i32> {
-        let takes_room = [
-            "create",
-            "footer",
-            "recovery: copy",
-            "recovery: write",
-            "write",
-        ];
-        if self.no_space && !takes_room.contains(&call) {
-            return None;
-        }
-        let no = self.calls;
-        self.calls += 1;
-        if no != self.skip && (no < self.skip || !self.persistent) {
-            return None;
-        }
-        *self.failed.entry(call).or_default() += 1;
-        Some(if self.no_space { ENOSPC } else { EIO })
-    }
-
-    /// Whether a request is refused: a queue is full now and then, and not for ever.
-    fn refuses(&mut self) -> bool {
-        !self.persistent && self.errno("submission").is_some()
-    }
 }
 
 /// What goes wrong. Each stays until it is taken out, but for the two that count.
