@@ -19,6 +19,7 @@ mod handshakes;
 mod health;
 mod host;
 mod inbox;
+mod lines;
 mod listener;
 mod read_only;
 mod shard_thread;
@@ -565,7 +566,7 @@ fn recover_shard(
             no,
             crate::segment::read_only::<Directory>,
         ),
-    })?;
+    })??;
     let report = recovered.report;
     warn_of_damage(no, &recovered);
     for (segment, bytes) in disk.existing()? {

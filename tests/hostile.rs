@@ -949,3 +949,30 @@ fn each_end_of_a_session_is_told_to_the_operator_and_counted() {
     }
     served.assert_alive();
 }
+
+/// The log took a line for each end: a process that did nothing else filled the disk with them.
+#[test]
+fn a_process_that_goes_on_misbehaving_does_not_fill_the_log() {
+    const TIMES: u64 = 200;
+    let dir = tempfile::tempdir().unwrap();
+    let mut served = Served::start(dir.path(), "shards = 1");
+    let session = served.session();
+    let mut watcher = attach(&session, "watcher");
+    let path = served.socket();
+    let before = watcher.stats().unwrap();
+    for _ in 0..TIMES {
+        let socket = Rogue::connect(&path).socket;
+        send_raw(&socket, &good(99, &[]), &[]);
+        said_to_end(&socket);
+    }
+    wait_for("each is counted", || {
+        let since = watcher.stats().unwrap().since(&before);
+        (since.malformed == TIMES).then_some(())
+    });
+    let log = served.log();
+    let lines = log.lines().filter(|line| line.contains("kind of frame 99"));
+    // A window of 16 lines, and as many again where the machine is so slow that others begin.
+    let lines = lines.count();
+    assert!((1..=TIMES as usize / 2).contains(&lines), "{lines}:\n{log}");
+    served.assert_alive();
+}

@@ -104,7 +104,7 @@ pub enum IoError {
         source: std::io::Error,
     },
     /// A thread did not start.
-    #[error("a thread of the I/O core did not start: {0}")]
+    #[error("a thread of the I/O core did not start: {0}; allow more processes or memory")]
     Thread(#[source] std::io::Error),
 }
 
@@ -207,12 +207,17 @@ impl IoCore {
     /// Runs what blocks, such as recovery, on a thread of its own where the core runs, and waits
     /// for its value. Callable from several threads at once.
     ///
+    /// # Errors
+    /// [`IoError::Thread`]; the job was not begun then.
+    ///
     /// # Panics
-    /// As the job panics, and where no thread can be started.
-    pub fn run_blocking<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
-        let thread = threads::spawn("helios-io-job", self.core, job);
-        let outcome = thread.expect("no thread for a blocking job").join();
-        outcome.unwrap_or_else(|panic| resume_unwind(panic))
+    /// As the job panics.
+    pub fn run_blocking<T: Send + 'static>(
+        &self,
+        job: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, IoError> {
+        let thread = threads::spawn("helios-io-job", self.core, job).map_err(IoError::Thread)?;
+        Ok(thread.join().unwrap_or_else(|panic| resume_unwind(panic)))
     }
 
     /// Serves every request that was accepted, refuses further ones, and ends. The answers can

@@ -593,7 +593,7 @@ fn blocking_jobs_run_elsewhere_and_their_panics_come_back() {
     check(1, |rig| {
         let core = rig.core.as_ref().unwrap();
         let here = std::thread::current().id();
-        let there = core.run_blocking(|| std::thread::current().id());
+        let there = core.run_blocking(|| std::thread::current().id()).unwrap();
         assert_ne!(here, there);
         let job = || -> u32 { std::panic::panic_any("on purpose") };
         let panic = catch_unwind(AssertUnwindSafe(|| core.run_blocking(job)));
@@ -601,7 +601,7 @@ fn blocking_jobs_run_elsewhere_and_their_panics_come_back() {
         assert_eq!(panic.downcast_ref(), Some(&"on purpose"));
         let sums: Vec<u64> = std::thread::scope(|scope| {
             let jobs: Vec<_> = (0..8u64)
-                .map(|number| scope.spawn(move || core.run_blocking(move || number * 2)))
+                .map(|number| scope.spawn(move || core.run_blocking(move || number * 2).unwrap()))
                 .collect();
             jobs.into_iter().map(|job| job.join().unwrap()).collect()
         });
@@ -625,7 +625,8 @@ fn a_pinned_core_serves() {
             .core
             .as_ref()
             .unwrap()
-            .run_blocking(|| rustix::thread::sched_getaffinity(None).unwrap().count());
+            .run_blocking(|| rustix::thread::sched_getaffinity(None).unwrap().count())
+            .unwrap();
         assert_eq!(name, 1);
     }
 }

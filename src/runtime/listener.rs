@@ -39,6 +39,7 @@ use crate::runtime::control::{ControlPlane, Events, Notice, Refusal};
 use crate::runtime::guest::{Guest, SPEAKS};
 use crate::runtime::handshakes::Handshakes;
 use crate::runtime::health::{Failure, Health};
+use crate::runtime::lines::Lines;
 use crate::shard::Event;
 
 /// Connections that wait to be accepted.
@@ -138,6 +139,7 @@ impl Listener {
             sessions: HashMap::new(),
             by_no: HashMap::new(),
             handshakes: Handshakes::default(),
+            lines: Lines::default(),
             waiting: VecDeque::new(),
             is_behind: false,
             next: FIRST_SESSION,
@@ -261,6 +263,7 @@ struct Thread {
     /// Keys of the open sessions.
     by_no: HashMap<SessionNo, u64>,
     handshakes: Handshakes,
+    lines: Lines,
     /// Requests that may still wait for their shard: when they are overdue, in that order.
     waiting: VecDeque<(Instant, u64, u64)>,
     /// Commands wait for room in a shard's queue.
@@ -374,7 +377,9 @@ impl Thread {
                 Err(rustix::io::Errno::INTR | rustix::io::Errno::CONNABORTED) => continue,
                 Err(errno) => {
                     // Out of descriptors: those who wait are accepted when some are free again.
-                    tracing::warn!(%errno, "a process can't be accepted; raise `ulimit -n`");
+                    if let Some(held_back) = self.lines.admit(None, Instant::now()) {
+                        tracing::warn!(%errno, held_back, "a process can't be accepted; raise `ulimit -n`");
+                    }
                     std::thread::sleep(Duration::from_millis(10));
                     return;
                 }
@@ -579,7 +584,10 @@ impl Thread {
         if refusal.code != RefusalCode::Protocol {
             // It broke no rule: there was no room for it.
             self.counters().refused.add(1);
-            tracing::warn!(pid = guest.peer.pid, text = refusal.text, "refused");
+            let (uid, pid) = (guest.peer.uid, guest.peer.pid);
+            if let Some(held_back) = self.lines.admit(Some(uid), Instant::now()) {
+                tracing::warn!(uid, pid, text = refusal.text, held_back, "refused");
+            }
             return self.forget(key, CloseReason::Detached);
         }
         self.counters().malformed.add(1);
@@ -665,13 +673,14 @@ impl Thread {
     /// Ends a session, or what was to become one, and says why: to it and to the operator.
     fn end(&mut self, key: u64, reason: CloseReason, text: &str) {
         if let Some(guest) = self.sessions.get(&key) {
-            let (uid, pid, name) = (guest.peer.uid, guest.peer.pid, &guest.name);
-            if let Some(seat) = &guest.seat {
-                let session = seat.no().0;
-                tracing::warn!(session, uid, pid, name, %reason, text, "ended a session");
+            let (uid, pid) = (guest.peer.uid, guest.peer.pid);
+            let session = guest.seat.as_ref().map(|seat| seat.no().0);
+            if let Some(held_back) = self.lines.admit(Some(uid), Instant::now()) {
+                let (what, name) = (session.map_or("connection", |_| "session"), &guest.name);
+                tracing::warn!(session, uid, pid, name, %reason, text, held_back, "ended a {what}");
+            }
+            if session.is_some() {
                 let _ = guest.socket.send(0, &Frame::Closing { reason, text }, &[]);
-            } else {
-                tracing::warn!(uid, pid, %reason, text, "ended a connection");
             }
         }
         self.forget(key, reason);
