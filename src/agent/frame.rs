@@ -636,7 +636,7 @@ mod tests {
             Frame::Bell { shard: ShardNo(1) },
             Frame::Wake { lane: LaneNo(3) },
             Frame::Closing {
-                reason: CloseReason::Memory,
+                reason: CloseReason::Terminated,
                 text: "",
             },
         ]

@@ -105,8 +105,6 @@ pub enum CloseReason {
     Detached,
     /// The shard failed; its state is on disk.
     ShardFailed,
-    /// The runtime needs the memory.
-    Memory,
     /// The agent was terminated.
     Terminated,
     /// A reason of a later version.
@@ -122,7 +120,6 @@ impl CloseReason {
             Self::Malformed => 2,
             Self::Detached => 3,
             Self::ShardFailed => 4,
-            Self::Memory => 5,
             Self::Terminated => 6,
             Self::Other(code) => code.max(1),
         }
@@ -136,7 +133,6 @@ impl CloseReason {
             2 => Self::Malformed,
             3 => Self::Detached,
             4 => Self::ShardFailed,
-            5 => Self::Memory,
             6 => Self::Terminated,
             other => Self::Other(other),
         }
@@ -150,7 +146,6 @@ impl fmt::Display for CloseReason {
             Self::Malformed => f.write_str("this client broke the protocol"),
             Self::Detached => f.write_str("it was detached"),
             Self::ShardFailed => f.write_str("its shard failed; restart the runtime"),
-            Self::Memory => f.write_str("the runtime needs the memory; attach again later"),
             Self::Terminated => f.write_str("its agent was terminated"),
             Self::Other(code) => write!(f, "reason {code}, which this client doesn't know"),
         }
