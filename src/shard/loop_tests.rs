@@ -230,7 +230,7 @@ impl World {
             held.lanes += shard.lanes_counted();
             held.parked += shard.pending.parked() + shard.resumed.len() + shard.staged.len();
             held.holds += shard.store.holds;
-            held.keys += shard.store.tables.keys as u64;
+            held.keys += shard.store.tables.keys;
             held.queued += shard.store.disk.queued().count();
         }
         held
