@@ -251,7 +251,11 @@ impl SocketConnection {
             .take(32)
             .collect();
         let name = if name.is_empty() { "unnamed" } else { &name };
-        socket.send(0, &Frame::Hello { features: 0, name }, &[])?;
+        match socket.send(0, &Frame::Hello { features: 0, name }, &[]) {
+            // Turned away before its first word: the reason is there to be read.
+            Ok(()) | Err(SocketError::Closed) => {}
+            Err(error) => return Err(error.into()),
+        }
         let events = Events::new(&socket)?;
         let Answer::Welcome(fds) = await_answer(&socket, &events, 0)? else {
             return Err(ClientError::BadReply);
