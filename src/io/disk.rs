@@ -27,6 +27,7 @@ use std::path::{Path, PathBuf};
 
 use super::IoError;
 use super::file;
+use super::files_each;
 use super::line::{Made, READ_LINES, ShardEnd};
 use crate::crash;
 use crate::id::SegmentNo;
@@ -35,7 +36,7 @@ use crate::segment::{Disk, DiskError, IoReply, IoRequest, Location};
 /// Sealed segments kept open for reading, all shards together: with the default size of a segment
 /// 16 GiB. A file opened again costs 2 us.
 const OPEN_FILES_MAX: usize = 256;
-/// The least share of a shard, where there are many.
+/// The least share of a shard, where there are many shards and descriptors.
 const OPEN_FILES_MIN: usize = 16;
 
 /// The files of one shard: an implementation of [`Disk`] on a directory.
@@ -76,7 +77,7 @@ impl ShardDisk {
             reads,
             next_line: 0,
             open: VecDeque::new(),
-            open_max: (OPEN_FILES_MAX / shards.max(1)).max(OPEN_FILES_MIN),
+            open_max: files_each((OPEN_FILES_MAX / shards.max(1)).max(OPEN_FILES_MIN), shards),
             buffer: Vec::new(),
         }
     }

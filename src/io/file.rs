@@ -64,7 +64,12 @@ pub(super) fn make_directory(directory: &Path) -> io::Result<()> {
 
 /// Makes a segment of `bytes`, all preallocated and zero, its name durable. Its size is
 /// made durable by the first sync that needs it.
-pub(super) fn create(directory: &Path, segment: SegmentNo, bytes: u32) -> Result<Made, DiskError> {
+/// With it comes a second descriptor of the file, for whoever syncs it.
+pub(super) fn create(
+    directory: &Path,
+    segment: SegmentNo,
+    bytes: u32,
+) -> Result<(Made, File), DiskError> {
     let path = path(directory, segment);
     let file = OpenOptions::new()
         .read(true)
@@ -75,8 +80,14 @@ pub(super) fn create(directory: &Path, segment: SegmentNo, bytes: u32) -> Result
         .open(&path)
         .map_err(|error| failed("open", segment, &error))?;
     crash::point("io.named");
-    match complete(&file, directory, segment, bytes) {
-        Ok(()) => Ok(Made { file, bytes }),
+    let again = file.try_clone();
+    let again = again.map_err(|error| failed("dup", segment, &error));
+    let made = again.and_then(|again| {
+        complete(&file, directory, segment, bytes)?;
+        Ok(again)
+    });
+    match made {
+        Ok(again) => Ok((Made { file, bytes }, again)),
         Err(error) => {
             // The first error is the one to report.
             let _ = std::fs::remove_file(&path);

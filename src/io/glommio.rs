@@ -44,7 +44,7 @@ use rustix::event::EventfdFlags;
 use super::file;
 use super::line::{CoreEnd, Inbox, Next, Outbox, READ_LINES, READ_SLOTS, Watch};
 use super::probe::{Refusal, probe};
-use super::{READ_FILES_MAX, ReadLines, threads};
+use super::{READ_FILES_MAX, ReadLines, files_each, threads};
 use crate::id::SegmentNo;
 use crate::segment::{DiskError, IoReply, IoRequest};
 
@@ -187,9 +187,10 @@ async fn serve(shards: Vec<ReadLines>, door: Arc<Door>) {
         Latency::NotImportant,
         "cold reads",
     );
+    let files_max = files_each(READ_FILES_MAX, shards.len() * READ_LINES);
     for (directory, of_shard) in shards {
         for line in of_shard {
-            let task = read_line(directory.clone(), line, reads, hall.clone());
+            let task = read_line(directory.clone(), line, files_max, reads, hall.clone());
             spawn_into(reads, lines.counting(task, &hall));
         }
     }
@@ -220,7 +221,13 @@ fn failed(call: &'static str, segment: SegmentNo, error: &GlommioError<()>) -> D
     file::failed(call, segment, &std::io::Error::from_raw_os_error(errno))
 }
 
-async fn read_line(directory: PathBuf, mut line: CoreEnd, reads: TaskQueueHandle, hall: Hall) {
+async fn read_line(
+    directory: PathBuf,
+    mut line: CoreEnd,
+    files_max: usize,
+    reads: TaskQueueHandle,
+    hall: Hall,
+) {
     let under_way = Live::default();
     let answers = Rc::new(RefCell::new(InOrder::new(line.outbox)));
     let mut files: VecDeque<(SegmentNo, Rc<BufferedFile>)> = VecDeque::new();
@@ -263,7 +270,7 @@ async fn read_line(directory: PathBuf, mut line: CoreEnd, reads: TaskQueueHandle
             }
         };
         if found.is_none() {
-            if files.len() == READ_FILES_MAX {
+            if files.len() == files_max {
                 // Closed by glommio when the reads under way let go of it.
                 files.pop_front();
             }

@@ -14,7 +14,8 @@
 //!
 //! Cost of a request: two ring pushes and pops, at most one system call to wake the core and one to
 //! wake the shard, and the file's own calls. Descriptors: two per segment being
-//! written, at most 256 in all for reading what is in memory, 32 per shard and read line for what is not.
+//! written, at most 256 in all for reading what is in memory, 32 per shard and read line for what is not; fewer
+//! where the process may have few.
 
 mod disk;
 mod file;
@@ -32,6 +33,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
+use rustix::process::{Resource, getrlimit};
+
 pub use disk::ShardDisk;
 pub use line::Wake;
 pub use probe::{MEMLOCK_BYTES_MIN, Refusal, probe};
@@ -40,8 +43,17 @@ use line::{
     Bell, CoreEnd, READ_LINES, READ_SLOTS, SERIAL_SLOTS, ShardEnd, Signal, Stop, Watch, line,
 };
 
-/// Files that a read line keeps open.
+/// Files that a read line keeps open, where descriptors are many.
 const READ_FILES_MAX: usize = 32;
+/// Of all descriptors, one in so many is for files that are open to be read: once for shards, once for lines.
+const FILES_SHARE: u64 = 8;
+
+/// How many files each of `among` may keep open; `wanted`, where descriptors are many.
+fn files_each(wanted: usize, among: usize) -> usize {
+    let limit = getrlimit(Resource::Nofile).current;
+    let share = limit.map_or(usize::MAX, |limit| (limit / FILES_SHARE) as usize);
+    wanted.min(share / among.max(1)).max(1)
+}
 
 /// Who serves the lines.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

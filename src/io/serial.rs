@@ -107,14 +107,17 @@ impl<D: Device> Serial<D> {
 
     fn create(&mut self, segment: SegmentNo, bytes: u32, outbox: &mut Outbox) {
         crash::point("io.create");
+        // The descriptor for its syncs is made now: a sync that found none free later would be a failed
+        // one, and final.
         let made = file::create(&self.directory, segment, bytes);
         crash::point("io.created");
         let (result, made) = match made {
-            Ok(made) => (Ok(()), Some(made)),
+            Ok((made, file)) => {
+                self.files.insert(segment, file);
+                (Ok(()), Some(made))
+            }
             Err(error) => (Err(error), None),
         };
-        // Opened again by its name at the first sync. A write-back error before that is not lost:
-        // the kernel reports one that nobody saw to whoever opens the file next.
         outbox.push(IoReply::Created { segment, result }, made);
     }
 

@@ -14,9 +14,9 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use super::file;
-use super::line::{Bell, CoreEnd, Signal, Stop, Watch};
+use super::line::{Bell, CoreEnd, READ_LINES, Signal, Stop, Watch};
 use super::serial::{Blocking, Serial};
-use super::{READ_FILES_MAX, ReadLines, pin_thread};
+use super::{READ_FILES_MAX, ReadLines, files_each, pin_thread};
 use crate::id::SegmentNo;
 use crate::segment::{DiskError, IoReply, IoRequest};
 
@@ -51,12 +51,13 @@ pub(super) fn start_readers(
     core: Option<usize>,
 ) -> io::Result<Vec<JoinHandle<()>>> {
     let mut readers: Vec<Vec<Reader>> = Vec::new();
+    let files_max = files_each(READ_FILES_MAX, shards.len() * READ_LINES);
     for (directory, reads) in shards {
         for (index, line) in reads.into_iter().enumerate() {
             if readers.len() == index {
                 readers.push(Vec::new());
             }
-            readers[index].push(Reader::new(directory.clone(), line));
+            readers[index].push(Reader::new(directory.clone(), line, files_max));
         }
     }
     let mut threads = Vec::new();
@@ -148,14 +149,16 @@ struct Reader {
     directory: PathBuf,
     line: CoreEnd,
     files: VecDeque<(SegmentNo, File)>,
+    files_max: usize,
 }
 
 impl Reader {
-    fn new(directory: PathBuf, line: CoreEnd) -> Self {
+    fn new(directory: PathBuf, line: CoreEnd, files_max: usize) -> Self {
         Self {
             directory,
             line,
             files: VecDeque::new(),
+            files_max,
         }
     }
 
@@ -181,7 +184,7 @@ impl Reader {
             }
             _ => unreachable!("a read line carries reads, and word of files that go"),
         };
-        let result = opened(&self.directory, &mut self.files, segment)
+        let result = opened(&self.directory, &mut self.files, self.files_max, segment)
             .and_then(|file| file::read(file, segment, offset, &mut buffer));
         let reply = IoReply::Read {
             ticket,
@@ -198,13 +201,14 @@ impl Reader {
 fn opened<'a>(
     directory: &Path,
     files: &'a mut VecDeque<(SegmentNo, File)>,
+    files_max: usize,
     segment: SegmentNo,
 ) -> Result<&'a File, DiskError> {
     let at = match files.iter().position(|(open, _)| *open == segment) {
         Some(at) => at,
         None => {
             let file = file::open_to_read(directory, segment)?;
-            if files.len() == READ_FILES_MAX {
+            if files.len() == files_max {
                 files.pop_front();
             }
             files.push_back((segment, file));

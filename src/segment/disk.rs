@@ -57,6 +57,24 @@ pub enum DiskError {
     },
 }
 
+impl DiskError {
+    /// The error number of the operating system, 0 where there is none.
+    #[must_use]
+    pub fn errno(&self) -> i32 {
+        match self {
+            Self::Os { errno, .. } => *errno,
+            _ => 0,
+        }
+    }
+
+    /// Whether this process, or the machine, is out of descriptors: no fault of the disk, and gone once
+    /// some are closed.
+    #[must_use]
+    pub fn is_short_of_descriptors(&self) -> bool {
+        matches!(self.errno(), libc::EMFILE | libc::ENFILE)
+    }
+}
+
 /// Work for the I/O core.
 #[derive(Debug, PartialEq, Eq)]
 #[cfg_attr(any(test, fuzzing), derive(Clone))]
