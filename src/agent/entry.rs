@@ -507,6 +507,8 @@ byte_enum! {
         Mesh = 4,
         /// The log can't take the write yet.
         Log = 5,
+        /// The runtime is out of descriptors.
+        Descriptors = 6,
     }
 }
 

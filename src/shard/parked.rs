@@ -31,6 +31,10 @@ impl<D: Disk> Shard<D> {
                 completion.detail = BusyReason::Memory as u32;
                 Status::Busy
             }
+            Refused::Descriptors => {
+                completion.detail = BusyReason::Descriptors as u32;
+                Status::Busy
+            }
             Refused::NoSpace => Status::NoSpace,
             Refused::TooLarge => Status::TooLarge,
             Refused::ReadOnly => Status::ReadOnly,
@@ -133,7 +137,7 @@ impl<D: Disk> Shard<D> {
                         lane.unpark();
                     }
                     self.queue(at);
-                    self.finish(at, Completion::new(entry.user_data, Status::IoFailed));
+                    self.finish(at, failed_read(entry.user_data, error));
                 }
             }
         }
@@ -159,6 +163,19 @@ impl<D: Disk> Shard<D> {
         self.resumed = resumed;
         some
     }
+}
+
+/// What to say where something could not be read from the device.
+pub(super) fn failed_read(user_data: u64, error: &DiskError) -> Completion {
+    let busy = match error.errno() {
+        libc::EAGAIN => Some(BusyReason::ColdReads),
+        _ if error.is_short_of_descriptors() => Some(BusyReason::Descriptors),
+        _ => None,
+    };
+    let status = busy.map_or(Status::IoFailed, |_| Status::Busy);
+    let mut failed = Completion::new(user_data, status);
+    failed.detail = busy.map_or(error.errno() as u32, |reason| reason as u32);
+    failed
 }
 
 const NO_ID: ObjectId = ObjectId::from_bytes([0; OBJECT_ID_BYTES]);

@@ -27,6 +27,8 @@ impl<D: Disk> Shard<D> {
             completion.durability = Some(Durability::Power);
         } else {
             completion = Completion::new(completion.user_data, Status::IoFailed);
+            let error = self.store.log.read_only();
+            completion.detail = error.map_or(0, |error| error.errno() as u32);
         }
         self.post(wait.lane, &completion);
     }

@@ -12,6 +12,7 @@ use crate::segment::index::ObjectNo;
 use crate::segment::{Disk, DiskError};
 use crate::shard::agent::BranchRef;
 use crate::shard::lanes::LaneRef;
+use crate::shard::parked::failed_read;
 use crate::shard::pending::{ColdPiece, Destination, Holder, PendingRead};
 use crate::shard::store::{Piece, Store};
 use crate::shard::{Scratch, Shard, Step};
@@ -342,22 +343,15 @@ impl<D: Disk> Shard<D> {
                 }
             }
         } else {
-            let status = match &result {
-                Ok(()) => Status::Corrupt,
-                Err(DiskError::Os {
-                    errno: libc::EAGAIN,
-                    ..
-                }) => Status::Busy,
-                Err(_) => Status::IoFailed,
+            let user_data = read.completion.user_data;
+            let failed = match &result {
+                Ok(()) => Completion::new(user_data, Status::Corrupt),
+                Err(error) => failed_read(user_data, error),
             };
-            let mut failed = Completion::new(read.completion.user_data, status);
-            if status == Status::Busy {
-                failed.detail = BusyReason::ColdReads as u32;
-            }
-            if status == Status::Corrupt {
+            if failed.status == Status::Corrupt {
                 self.counters().corrupt.add(1);
             } else if let Err(error) = &result
-                && status != Status::Busy
+                && failed.status != Status::Busy
             {
                 tracing::warn!(shard = self.options.no.0, %error, "a cold read failed");
             }

@@ -58,6 +58,8 @@ pub enum Refused {
     Memory,
     /// The disk is full.
     NoSpace,
+    /// The next segment can't be made while the runtime is out of descriptors.
+    Descriptors,
     /// A sync or write failed for good: the shard takes no more writes.
     ReadOnly,
     /// The value is not the one that the caller expected; this is the current one.
@@ -180,6 +182,8 @@ pub struct Store<D> {
     pub(super) large: LargeValue,
     /// Memory that uploads take.
     uploads_bytes: u64,
+    /// That no segment can be made was said since one could.
+    told_of_create: bool,
     /// Operations that build a state up over several turns: nothing is swept before they end.
     pub(super) holds: u32,
     /// Everything is being said again.
@@ -222,6 +226,7 @@ impl<D: Disk> Store<D> {
             freed: Freed::with_capacity(64),
             large: LargeValue::default(),
             uploads_bytes: 0,
+            told_of_create: false,
             holds: 0,
             restating: None,
             last_restated: 0,
@@ -325,9 +330,7 @@ impl<D: Disk> Store<D> {
         let bytes = payload_bytes + HEAD_BYTES_MAX + before + self.delete_reserve_bytes;
         match self.log.ready(bytes) {
             Ok(()) => Ok(()),
-            Err(NotReady::Wait) => Err(Refused::Wait),
-            Err(NotReady::Failed(DiskError::NoSpace)) => Err(Refused::NoSpace),
-            Err(NotReady::Failed(_) | NotReady::ReadOnly(_)) => Err(Refused::ReadOnly),
+            Err(not) => Err(not_ready(&not)),
         }
     }
 
@@ -643,17 +646,33 @@ impl<D: Disk> Store<D> {
 
     /// Lets the log act on an answer of the I/O core.
     pub fn on_reply(&mut self, reply: IoReply) -> LogEvent {
+        let was_read_only = self.log.read_only().is_some();
         let event = self.log.on_reply(reply);
-        if let LogEvent::Removed {
-            segment,
-            result: Err(error),
-        } = &event
-        {
-            let shard = self.log.shard().0;
-            tracing::warn!(
+        let shard = self.log.shard().0;
+        match &event {
+            LogEvent::Removed {
+                segment,
+                result: Err(error),
+            } => tracing::warn!(
                 shard, segment = segment.0, %error,
                 "a segment in which nothing is needed was not removed: the next start tries again"
-            );
+            ),
+            LogEvent::ReadOnly(error) if !was_read_only => tracing::error!(
+                shard, %error,
+                "what was written may not reach the device: the shard takes no writes until the next \
+                 start; reads go on"
+            ),
+            // Tried again and again: told once.
+            LogEvent::CreateFailed(error) if !self.told_of_create => {
+                self.told_of_create = true;
+                tracing::warn!(
+                    shard, %error,
+                    "the next segment can't be made: writes are refused once this one is full; it is tried \
+                     again until it can"
+                );
+            }
+            LogEvent::SpareReady => self.told_of_create = false,
+            _ => {}
         }
         event
     }
@@ -762,8 +781,16 @@ fn slice_chunks<'a>(
 
 pub(super) fn refused(error: LogError) -> Refused {
     match error {
-        LogError::NotReady(NotReady::Wait) => Refused::Wait,
-        LogError::NotReady(NotReady::Failed(DiskError::NoSpace)) => Refused::NoSpace,
-        _ => Refused::ReadOnly,
+        LogError::NotReady(not) => not_ready(&not),
+        LogError::Write { .. } => Refused::ReadOnly,
+    }
+}
+
+fn not_ready(not: &NotReady) -> Refused {
+    match not {
+        NotReady::Wait => Refused::Wait,
+        NotReady::Failed(DiskError::NoSpace) => Refused::NoSpace,
+        NotReady::Failed(error) if error.is_short_of_descriptors() => Refused::Descriptors,
+        NotReady::Failed(_) | NotReady::ReadOnly(_) => Refused::ReadOnly,
     }
 }
