@@ -14,6 +14,7 @@ mod agents;
 mod collect;
 mod control;
 mod data_dir;
+mod descriptors;
 mod guest;
 mod handshakes;
 mod health;

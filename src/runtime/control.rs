@@ -31,6 +31,7 @@ use crate::config::Access as AccessRules;
 use crate::id::{AGENT_NAME_BYTES_MAX, AgentNo, LaneNo, SessionNo, ShardNo};
 use crate::runtime::RuntimeError;
 use crate::runtime::collect::Collections;
+use crate::runtime::descriptors::keep_some;
 use crate::runtime::health::{Failure, Health};
 use crate::runtime::inbox::Inbox;
 use crate::runtime::shard_thread::Doorbell;
@@ -406,6 +407,8 @@ impl ControlPlane {
         let (ring, fds) = ServerLane::create(self.sizes)?;
         let (memory, fd) =
             SharedMemory::create("helios-window", self.window_bytes, Access::ReadOnly)?;
+        // Of these it is the one that stays open.
+        keep_some(&fd, self.shards())?;
         if !session.shards.contains(&shard) {
             if let Some(socket) = &session.socket {
                 inbox

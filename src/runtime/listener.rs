@@ -36,6 +36,7 @@ use crate::agent::socket::{FrameSocket, Peer, SocketError};
 use crate::id::{SessionNo, ShardNo};
 use crate::metrics::ShardCounters;
 use crate::runtime::control::{ControlPlane, Events, Notice, Refusal};
+use crate::runtime::descriptors::{keep_some, short};
 use crate::runtime::guest::{Guest, SPEAKS};
 use crate::runtime::handshakes::Handshakes;
 use crate::runtime::health::{Failure, Health};
@@ -53,6 +54,8 @@ const SESSIONS_MAX: usize = 1 << 16;
 /// Of these, connections of one user who is not the runtime's own: each may cost three descriptors, and
 /// nobody's are to be used up by another.
 const SESSIONS_PER_USER_MAX: usize = 1 << 10;
+/// How long nobody is accepted after there was no descriptor for one.
+const ACCEPT_REST: Duration = Duration::from_millis(100);
 /// How often a full queue of a shard is tried again.
 const CATCH_UP_EVERY: Duration = Duration::from_millis(10);
 
@@ -142,6 +145,7 @@ impl Listener {
             lines: Lines::default(),
             waiting: VecDeque::new(),
             is_behind: false,
+            rests_until: None,
             next: FIRST_SESSION,
             stop: Arc::clone(&stop),
             path: path.to_owned(),
@@ -216,6 +220,10 @@ fn find_stale(path: &Path) -> Result<bool, ListenError> {
     }
 }
 
+fn is_short(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
+}
+
 /// Binds a listening socket at `path`, in place of one that nobody answers on.
 fn bind(path: &Path, others_allowed: bool) -> Result<OwnedFd, ListenError> {
     let os = |source: io::Error| failed(path, source);
@@ -268,6 +276,8 @@ struct Thread {
     waiting: VecDeque<(Instant, u64, u64)>,
     /// Commands wait for room in a shard's queue.
     is_behind: bool,
+    /// Until then nobody is accepted: there was no descriptor.
+    rests_until: Option<Instant>,
     next: u64,
     stop: Arc<AtomicBool>,
     path: PathBuf,
@@ -325,7 +335,12 @@ impl Thread {
         let overdue = self.waiting.front().map(|(deadline, ..)| *deadline);
         let now = Instant::now();
         let catch_up = self.is_behind.then(|| now + CATCH_UP_EVERY);
-        let times = [overdue, self.handshakes.deadline(), catch_up];
+        let times = [
+            overdue,
+            self.handshakes.deadline(),
+            catch_up,
+            self.rests_until,
+        ];
         let left = times
             .into_iter()
             .flatten()
@@ -340,6 +355,9 @@ impl Thread {
     fn take_time(&mut self, now: Instant) {
         if self.is_behind {
             self.is_behind = self.control.catch_up();
+        }
+        if self.rests_until.take_if(|until| *until <= now).is_some() {
+            self.listen(epoll::EventFlags::IN);
         }
         while let Some(key) = self.handshakes.overdue(now) {
             self.turn_away(key, "no Hello came in time; connect and say Hello at once");
@@ -376,16 +394,37 @@ impl Thread {
                 Err(rustix::io::Errno::AGAIN) => return,
                 Err(rustix::io::Errno::INTR | rustix::io::Errno::CONNABORTED) => continue,
                 Err(errno) => {
-                    // Out of descriptors: those who wait are accepted when some are free again.
+                    // Out of descriptors: those who wait are accepted when some are free again. The socket
+                    // stays readable meanwhile, and the sessions have their turns.
                     if let Some(held_back) = self.lines.admit(None, Instant::now()) {
-                        tracing::warn!(%errno, held_back, "a process can't be accepted; raise `ulimit -n`");
+                        tracing::warn!(%errno, held_back, "no process can be accepted; raise `ulimit -n`");
                     }
-                    std::thread::sleep(Duration::from_millis(10));
-                    return;
+                    self.rests_until = Some(Instant::now() + ACCEPT_REST);
+                    return self.listen(epoll::EventFlags::empty());
                 }
             };
             self.admit(FrameSocket::from_fd(fd));
         }
+    }
+
+    /// What is waited for on the socket that processes connect to.
+    fn listen(&self, flags: epoll::EventFlags) {
+        let data = epoll::EventData::new_u64(LISTEN);
+        // It can't fail for a socket that is in there.
+        if let Err(errno) = epoll::modify(&self.poll, &self.socket, data, flags) {
+            tracing::error!(%errno, "the listener can't rest");
+        }
+    }
+
+    /// Whether descriptors are so few that those who are there need them.
+    fn descriptors(&mut self, socket: &FrameSocket) -> Result<(), Refusal> {
+        let kept = keep_some(socket, self.control.shards());
+        if let Err(refusal) = &kept
+            && let Some(held_back) = self.lines.admit(None, Instant::now())
+        {
+            tracing::warn!(text = refusal.text, held_back, "processes are refused");
+        }
+        kept
     }
 
     /// Takes a connection in, or turns it away before it costs anything.
@@ -404,7 +443,7 @@ impl Thread {
             let text = "too many processes of this user are attached; detach some";
             Some(Refusal::new(RefusalCode::TooMany, text))
         } else {
-            None
+            self.descriptors(&socket).err()
         };
         let key = self.next;
         let guest = Guest::new(key, socket, peer);
@@ -608,6 +647,7 @@ impl Thread {
         let process = guest.socket.peer_process();
         let process = process.map_err(|error| match error {
             SocketError::Closed => protocol("the process that connected is dead".into()),
+            SocketError::Os(error) if is_short(&error) => short(),
             error => Refusal::new(RefusalCode::NoMemory, error.to_string()),
         })?;
         if let Some(process) = process {
@@ -643,10 +683,14 @@ impl Thread {
             Frame::Attach { flags, agent } => {
                 let Peer { uid, gid, pid } = guest.peer;
                 if !self.control.allows(uid, gid, agent) {
-                    self.counters[self.control.shards()].refused.add(1);
                     tracing::debug!(uid, pid, agent, "refused: no rule lets it attach");
                 }
-                guest.attach(&self.control, request, *flags, agent)
+                let asked = guest.attach(&self.control, request, *flags, agent);
+                if !guest.awaits(asked.0) {
+                    // No shard was asked.
+                    self.counters[self.control.shards()].refused.add(1);
+                }
+                asked
             }
             Frame::Detach { lane } => guest.detach(&self.control, request, *lane),
             Frame::Ask { body } => guest.ask(&self.control, request, body),
