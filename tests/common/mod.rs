@@ -41,6 +41,11 @@ impl Served {
 
     /// The same, with a log of that level.
     pub fn start_logging(directory: &Path, more: &str, level: &str) -> Self {
+        Self::start_under(directory, more, level, &[])
+    }
+
+    /// The same, by way of a program that becomes it: `prlimit`, `env`, a shell that ends in `exec "$@"`.
+    pub fn start_under(directory: &Path, more: &str, level: &str, wrapper: &[&str]) -> Self {
         let data_dir = directory.join("data");
         let text = format!(
             "data_dir = {data_dir:?}\nsocket = {:?}\n{more}\n",
@@ -52,8 +57,10 @@ impl Served {
             .append(true)
             .open(directory.join("log"))
             .unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_helios"))
-            .args(["serve", "--config"])
+        let serve = [env!("CARGO_BIN_EXE_helios"), "serve", "--config"];
+        let argv: Vec<&str> = wrapper.iter().copied().chain(serve).collect();
+        let child = Command::new(argv[0])
+            .args(&argv[1..])
             .arg(directory.join("helios.toml"))
             .env("HELIOS_LOG", level)
             .stdout(Stdio::null())
