@@ -163,7 +163,8 @@ pub enum Retention {
     All,
     /// The head and those before it, so many in all. Of 0 the head alone.
     Last(u64),
-    /// Those whose wall-clock label is at most so many milliseconds old.
+    /// Those whose wall-clock label is at most so many milliseconds old, and whatever follows one of them:
+    /// a clock that was set back for a while costs no history.
     Newer(u64),
 }
 

@@ -486,6 +486,35 @@ fn a_branch_keeps_what_is_young_enough() {
     assert!(left.iter().rev().eq(&ids[10 - left.len()..]));
 }
 
+/// The runtime's clock was hours behind for one start: what it labelled hid all that was before it.
+#[test]
+fn a_clock_that_was_wrong_for_a_while_costs_no_young_history() {
+    const HOUR_MS: u64 = 3_600_000;
+    const NOON_MS: u64 = 1_700_000_000_000;
+    let mut world = World::new(0);
+    let mut made = Vec::new();
+    let at = |world: &mut World, wall_ms: u64| {
+        world.shard.options.wall_ms = wall_ms;
+        checkpoints(world, 2)
+    };
+    // Old; young; of a clock that is behind; of one that is ahead; young again.
+    for hours in [-9, 0, -5, 3, 0] {
+        made.extend(at(
+            &mut world,
+            NOON_MS.saturating_add_signed(hours * HOUR_MS as i64),
+        ));
+    }
+    let (name, rule) = ("main", Retention::Newer(HOUR_MS));
+    world.good(None, &Call::Retain { name, rule });
+    world.collect();
+    let left = world.history(Revision::Head);
+    assert!(left.iter().rev().eq(&made[2..]), "{} left", left.len());
+    // Once all of them are old, what is of a time to come does not keep those after it.
+    world.shard.options.wall_ms = NOON_MS + 2 * HOUR_MS;
+    world.collect();
+    assert_eq!(world.history(Revision::Head).len(), 1, "the head stays");
+}
+
 #[test]
 fn nothing_is_collected_while_something_needed_is_damaged() {
     let (mut world, _) = littered();

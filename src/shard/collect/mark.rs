@@ -57,6 +57,31 @@ struct History {
     /// By sequence.
     ahead: BinaryHeap<(u64, u32)>,
     seen: HashSet<u32>,
+    /// Of a rule by age: those that are too old by their labels, with their trees. A younger one before
+    /// them says that their labels are wrong.
+    old: Vec<(ObjectNo, ObjectId)>,
+    /// Of these, what is to be marked.
+    due: Vec<(ObjectNo, ObjectId)>,
+}
+
+/// What the label of a checkpoint says of its age.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Age {
+    Young,
+    Old,
+    /// Of a time that is still to come: its clock was wrong, or ours is.
+    Unknown,
+}
+
+impl Age {
+    fn of(label_ms: u64, now_ms: u64, rule: Retention) -> Self {
+        match rule {
+            Retention::All | Retention::Last(_) => Self::Young,
+            Retention::Newer(_) if label_ms > now_ms => Self::Unknown,
+            Retention::Newer(ms) if label_ms.saturating_add(ms) >= now_ms => Self::Young,
+            Retention::Newer(_) => Self::Old,
+        }
+    }
 }
 
 /// The work list of a marking.
@@ -305,6 +330,8 @@ impl Marker {
             unread: vec![no],
             ahead: BinaryHeap::new(),
             seen: HashSet::from([no.0]),
+            old: Vec::new(),
+            due: Vec::new(),
         });
         Ok(())
     }
@@ -318,17 +345,16 @@ impl Marker {
             self.histories.pop();
             return Ok(());
         }
+        if let Some((no, tree)) = history.due.pop() {
+            return self.reach_state(store, no, tree);
+        }
         if let Some(&no) = history.unread.last() {
             let bytes = reader.bytes(store, no)?;
             history.unread.pop();
             let checkpoint = Checkpoint::decode(bytes).map_err(|_| Refused::Corrupt)?;
             let id = store.tables.objects.get(no).id;
             let mine = store.tables.agent(history.agent).may_read(&checkpoint, &id);
-            let stays = match history.rule {
-                Retention::Newer(ms) => checkpoint.wall_ms.saturating_add(ms) >= self.wall_ms,
-                _ => true,
-            };
-            if (mine && stays) || history.kept == 0 {
+            if mine || history.kept == 0 {
                 history.ahead.push((checkpoint.sequence, no.0));
             }
             return Ok(());
@@ -353,11 +379,33 @@ impl Marker {
                 history.unread.push(parent);
             }
         }
-        if store.tables.objects.mark(no) && checkpoint.tree != EMPTY_TREE {
-            let tree = checkpoint.tree;
-            self.reach_node(store, &tree)?;
+        let tree = checkpoint.tree;
+        match Age::of(checkpoint.wall_ms, self.wall_ms, history.rule) {
+            // The head stays, whatever its age.
+            _ if history.kept == 1 => self.reach_state(store, no, tree),
+            Age::Unknown if history.old.is_empty() => self.reach_state(store, no, tree),
+            Age::Young => {
+                history.due.append(&mut history.old);
+                self.reach_state(store, no, tree)
+            }
+            Age::Old | Age::Unknown => {
+                history.old.push((no, tree));
+                Ok(())
+            }
         }
-        Ok(())
+    }
+
+    /// A checkpoint is needed, with the state that it names.
+    fn reach_state<D: Disk>(
+        &mut self,
+        store: &mut Store<D>,
+        no: ObjectNo,
+        tree: ObjectId,
+    ) -> Result<(), Refused> {
+        match store.tables.objects.mark(no) && tree != EMPTY_TREE {
+            true => self.reach_node(store, &tree),
+            false => Ok(()),
+        }
     }
 }
 
