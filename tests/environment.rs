@@ -3,12 +3,63 @@
 //!
 //! What needs root, a loop device or a memory controller says in a line that it was skipped.
 
+#[path = "environment/dead_device.rs"]
+mod dead_device;
 #[path = "environment/descriptors.rs"]
 mod descriptors;
+#[path = "power_cuts/device.rs"]
+mod device;
+#[path = "environment/failing_calls.rs"]
+mod failing_calls;
+#[path = "environment/shim.rs"]
+mod shim;
 
 mod common;
 
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::Path;
 use std::time::{Duration, Instant};
+
+use common::{Random, value_of};
+use helios::client::{ClientError, Lane};
+
+/// What an agent wrote, and was told is there.
+type Model = BTreeMap<Vec<u8>, Vec<u8>>;
+
+/// Puts values of 20 KB until there are so many more, or one is refused.
+fn put_some(
+    lane: &mut Lane,
+    random: &mut Random,
+    model: &mut Model,
+    count: usize,
+) -> Option<ClientError> {
+    for _ in 0..count {
+        let (key, value) = (random.next().to_le_bytes(), random.bytes(20_000));
+        match lane.put(&key, &value) {
+            Ok(_) => drop(model.insert(key.to_vec(), value)),
+            Err(error) => return Some(error),
+        }
+    }
+    None
+}
+
+fn check(lane: &mut Lane, model: &Model) {
+    for (key, value) in model {
+        assert!(value_of(lane, key).unwrap().as_ref() == Some(value));
+    }
+}
+
+/// Has the kernel forget what segments hold, so that reads of it need the device, and a descriptor.
+fn forget(data: &Path) -> usize {
+    let files = std::fs::read_dir(data.join("shard-000")).unwrap();
+    let segments = files.filter_map(|file| File::open(file.ok()?.path()).ok());
+    let forgotten = segments.map(|segment| {
+        segment.sync_all().unwrap();
+        rustix::fs::fadvise(&segment, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+    });
+    forgotten.count()
+}
 
 /// Ticks of processor time that a process, or one of its threads by name, has used.
 fn cpu_ticks(pid: u32, thread: Option<&str>) -> u64 {

@@ -129,11 +129,16 @@ impl Served {
 
     /// SIGTERM, and waits for its end in order.
     pub fn stop(mut self) {
-        let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-        let status = wait_for("an end in order", || self.child.try_wait().unwrap());
+        let status = self.terminate();
         assert!(status.success(), "{status}\n{}", self.log());
         assert!(!self.log().contains("panicked"), "{}", self.log());
+    }
+
+    /// SIGTERM, and how it ends.
+    pub fn terminate(&mut self) -> std::process::ExitStatus {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        wait_for("an end", || self.child.try_wait().unwrap())
     }
 }
 

@@ -1,43 +1,15 @@
 //! A runtime that has few descriptors, and one that has none left at all.
 
-use std::collections::BTreeMap;
-use std::fs::File;
-use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use crate::busy_share;
 use crate::common::{Random, Served, attach, memory_dir, value_of, wait_for};
+use crate::{Model, busy_share, check, forget, put_some};
 use helios::agent::{BusyReason, RefusalCode};
 use helios::client::{Attach, ClientError, Lane, Session};
 use helios::config::Durability;
 
 const LINES: &str = "shards = 1\nsegment_bytes = \"1MiB\"\nl1_window_bytes = \"8KiB\"";
-
-type Model = BTreeMap<Vec<u8>, Vec<u8>>;
-
-/// Puts values of 20 KB until there are so many more, or one is refused.
-fn put_some(
-    lane: &mut Lane,
-    random: &mut Random,
-    model: &mut Model,
-    count: usize,
-) -> Option<ClientError> {
-    for _ in 0..count {
-        let (key, value) = (random.next().to_le_bytes(), random.bytes(20_000));
-        match lane.put(&key, &value) {
-            Ok(_) => drop(model.insert(key.to_vec(), value)),
-            Err(error) => return Some(error),
-        }
-    }
-    None
-}
-
-fn check(lane: &mut Lane, model: &Model) {
-    for (key, value) in model {
-        assert!(value_of(lane, key).unwrap().as_ref() == Some(value));
-    }
-}
 
 /// Fails unless a refusal says what is short and what helps.
 fn is_told(error: &ClientError) {
@@ -122,17 +94,6 @@ fn limit(served: &Served, descriptors: usize) {
     let prlimit = prlimit.arg(format!("--nofile={descriptors}:4096"));
     let done = prlimit.arg("--pid").arg(served.pid().to_string()).status();
     assert!(done.unwrap().success());
-}
-
-/// Has the kernel forget what segments hold, so that reads of it need the device, and a descriptor.
-fn forget(data: &Path) -> usize {
-    let files = std::fs::read_dir(data.join("shard-000")).unwrap();
-    let segments = files.filter_map(|file| File::open(file.ok()?.path()).ok());
-    let forgotten = segments.map(|segment| {
-        segment.sync_all().unwrap();
-        rustix::fs::fadvise(&segment, 0, None, rustix::fs::Advice::DontNeed).unwrap();
-    });
-    forgotten.count()
 }
 
 #[test]

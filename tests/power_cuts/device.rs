@@ -41,7 +41,8 @@ impl Kind {
         }
     }
 
-    fn make(self, image: &Path) -> bool {
+    /// Makes the file system on a file; whether that went well.
+    pub fn make(self, image: &Path) -> bool {
         let mut make = Command::new(format!("mkfs.{}", self.name()));
         match self {
             Self::Ext4 => make.args(["-q", "-F", "-E", "nodiscard"]),
