@@ -13,6 +13,8 @@ mod device;
 mod failing_calls;
 #[path = "environment/shim.rs"]
 mod shim;
+#[path = "environment/wall_clock.rs"]
+mod wall_clock;
 
 mod common;
 
