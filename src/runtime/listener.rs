@@ -644,12 +644,16 @@ impl Thread {
         };
         guest.name = (*name).to_owned();
         self.handshakes.end(key);
-        let process = guest.socket.peer_process();
-        let process = process.map_err(|error| match error {
-            SocketError::Closed => protocol("the process that connected is dead".into()),
-            SocketError::Os(error) if is_short(&error) => short(),
-            error => Refusal::new(RefusalCode::NoMemory, error.to_string()),
-        })?;
+        let process = match guest.socket.peer_process() {
+            Ok(process) => process,
+            // It said so much and died.
+            Err(SocketError::Closed) => {
+                self.forget(key, CloseReason::Detached);
+                return Ok(());
+            }
+            Err(SocketError::Os(error)) if is_short(&error) => return Err(short()),
+            Err(error) => return Err(Refusal::new(RefusalCode::NoMemory, error.to_string())),
+        };
         if let Some(process) = process {
             let data = epoll::EventData::new_u64(key | PROCESS);
             epoll::add(&self.poll, &process, data, epoll::EventFlags::IN)
@@ -665,10 +669,14 @@ impl Thread {
         };
         let mut fds = vec![region.as_fd()];
         fds.extend(self.control.status_fds().into_iter().map(AsFd::as_fd));
-        guest
-            .socket
-            .send(request, &welcome, &fds)
-            .map_err(|error| protocol(error.to_string()))?;
+        match guest.socket.send(request, &welcome, &fds) {
+            Ok(()) => {}
+            Err(SocketError::Closed) => {
+                self.forget(key, CloseReason::Detached);
+                return Ok(());
+            }
+            Err(error) => return Err(protocol(error.to_string())),
+        }
         self.by_no.insert(seat.no(), key);
         guest.seat = Some(seat);
         Ok(())
