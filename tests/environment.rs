@@ -5,12 +5,17 @@
 
 #[path = "environment/dead_device.rs"]
 mod dead_device;
+#[path = "environment/deaths.rs"]
+mod deaths;
 #[path = "environment/descriptors.rs"]
 mod descriptors;
+#[expect(dead_code, reason = "one kind of file system is enough here")]
 #[path = "power_cuts/device.rs"]
 mod device;
 #[path = "environment/failing_calls.rs"]
 mod failing_calls;
+#[path = "environment/memory_cap.rs"]
+mod memory_cap;
 #[path = "environment/shim.rs"]
 mod shim;
 #[path = "environment/wall_clock.rs"]

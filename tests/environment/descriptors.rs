@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::common::{Random, Served, attach, memory_dir, value_of, wait_for};
 use crate::{Model, busy_share, check, forget, put_some};
 use helios::agent::{BusyReason, RefusalCode};
-use helios::client::{Attach, ClientError, Lane, Session};
+use helios::client::{Attach, ClientError, Session};
 use helios::config::Durability;
 
 const LINES: &str = "shards = 1\nsegment_bytes = \"1MiB\"\nl1_window_bytes = \"8KiB\"";
