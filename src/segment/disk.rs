@@ -67,6 +67,12 @@ impl DiskError {
         }
     }
 
+    /// Whether bytes that were stored are not there any more: damage, and not a device that failed.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        matches!(self, Self::Short { .. })
+    }
+
     /// Whether this process, or the machine, is out of descriptors: no fault of the disk, and gone once
     /// some are closed.
     #[must_use]

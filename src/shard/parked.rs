@@ -120,17 +120,20 @@ impl<D: Disk> Shard<D> {
             return self.pending.recycle(buffer);
         };
         // A damaged object is quarantined: the operation finds that out by itself.
-        if result.is_ok() {
-            self.store.ask_for(set);
-            self.store.take_fetched(object, &buffer);
-            self.store.ask_for(None);
+        match result {
+            Ok(()) => {
+                self.store.ask_for(set);
+                self.store.take_fetched(object, &buffer);
+                self.store.ask_for(None);
+            }
+            Err(error) if error.is_damage() => self.store.quarantine(object),
+            Err(_) => {}
         }
         self.pending.recycle(buffer);
         self.store.unpin(object);
         let waiting = self.pending.unpark(object);
         match result {
-            Ok(()) => self.resumed.extend(waiting),
-            Err(error) => {
+            Err(error) if !error.is_damage() => {
                 tracing::warn!(shard = self.options.no.0, %error, "a node could not be read");
                 for (at, entry) in waiting {
                     if let Some(lane) = self.lanes.get_mut(at) {
@@ -140,6 +143,7 @@ impl<D: Disk> Shard<D> {
                     self.finish(at, failed_read(entry.user_data, error));
                 }
             }
+            _ => self.resumed.extend(waiting),
         }
     }
 

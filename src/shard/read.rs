@@ -345,8 +345,12 @@ impl<D: Disk> Shard<D> {
         } else {
             let user_data = read.completion.user_data;
             let failed = match &result {
+                Err(error) if !error.is_damage() => failed_read(user_data, error),
                 Ok(()) => Completion::new(user_data, Status::Corrupt),
-                Err(error) => failed_read(user_data, error),
+                Err(_) => {
+                    self.store.quarantine(piece.object);
+                    Completion::new(user_data, Status::Corrupt)
+                }
             };
             if failed.status == Status::Corrupt {
                 self.counters().corrupt.add(1);
