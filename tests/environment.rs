@@ -3,6 +3,8 @@
 //!
 //! What needs root, a loop device or a memory controller says in a line that it was skipped.
 
+#[path = "environment/damaged_segments.rs"]
+mod damaged_segments;
 #[path = "environment/dead_device.rs"]
 mod dead_device;
 #[path = "environment/deaths.rs"]
