@@ -75,11 +75,21 @@ fn role_user() {
             refused(session.terminate_agent(name, true)),
             RefusalCode::NotAllowed
         );
-        assert_eq!(
+        let asked = [
             refused(session.describe_agent(name)),
-            RefusalCode::NotAllowed
-        );
+            refused(session.create_agent(name, false)),
+            refused(session.suspend_agent(name)),
+            refused(session.resume_agent(name)),
+            refused(session.migrate_agent(name, helios::id::ShardNo(1))),
+        ];
+        assert_eq!(asked, [RefusalCode::NotAllowed; 5], "{name}");
     }
+    let collected = session.collect();
+    let code = RefusalCode::NotAllowed;
+    assert!(
+        matches!(&collected, Err(ClientError::Refused { code: found, .. }) if *found == code),
+        "{collected:?}"
+    );
     assert_eq!(names(&session), ["team-a"]);
     // What others marked as public may be read, and nothing else of theirs.
     let mut lane = attach(&session, "team-b");
@@ -93,11 +103,19 @@ fn role_user() {
             "{name}: {read:?}"
         );
     }
-    let theirs = Revision::Published {
-        agent: "own",
-        name: "none",
-    };
-    assert!(lane.fork(theirs).is_err());
+    // Of an agent that is not public, what it published by its name, and nothing beside it.
+    let theirs = |agent, name| Revision::Published { agent, name };
+    lane.branch("taught", theirs("teacher", "shown")).unwrap();
+    lane.switch("taught").unwrap();
+    assert_eq!(value_of(&mut lane, b"k").unwrap().unwrap(), b"taught");
+    assert!(lane.get_from("teacher", b"k", &mut value).is_err());
+    for (agent, name) in [("teacher", "kept"), ("teacher", "main"), ("own", "none")] {
+        let read = lane.fork(theirs(agent, name));
+        assert!(
+            matches!(read, Err(ClientError::NoSuchRevision)),
+            "{agent} {name}: {read:?}"
+        );
+    }
 }
 
 /// By the group's rule: `shared`.
@@ -139,6 +157,13 @@ fn rules_by_user_group_and_name_let_in_whom_they_name() {
         .put(b"k", b"for all")
         .unwrap();
     attach(&session, "shared").put(b"k", b"first").unwrap();
+    let mut teacher = attach(&session, "teacher");
+    teacher.put(b"k", b"taught").unwrap();
+    teacher.checkpoint(&NewCheckpoint::default()).unwrap();
+    teacher.publish("shown", Revision::Head, false).unwrap();
+    teacher.put(b"k", b"its own").unwrap();
+    teacher.checkpoint(&NewCheckpoint::default()).unwrap();
+    teacher.tag("kept", Revision::Head, false).unwrap();
     let before = attach(&session, "own").stats().unwrap();
     run_as("role_user", USER, USER, &served.socket());
     run_as("role_group", 65531, GROUP, &served.socket());
@@ -232,6 +257,16 @@ fn what_is_stored_is_nobody_elses_whatever_the_directory_is() {
         );
     }
     assert_eq!(mode(&served.socket()), 0o600);
+    // What is taken out of it is no more for everybody than what is in there.
+    let file = dir.path().join("export");
+    let mut export = Command::new(env!("CARGO_BIN_EXE_helios"));
+    let export = export
+        .args(["export", "own"])
+        .arg(&file)
+        .arg("--socket")
+        .arg(served.socket());
+    assert!(export.status().unwrap().success());
+    assert_eq!(mode(&file), 0o600);
     if is_root() {
         run_as("role_nobody", 65534, 65534, dir.path());
     }

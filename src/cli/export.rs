@@ -5,8 +5,9 @@
 //! largest value.
 
 use std::collections::HashSet;
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::BufWriter;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -112,7 +113,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 }
 
 fn write(lane: &mut Lane, agent: &str, path: &Path) -> anyhow::Result<Exported> {
-    let to = File::create(path).with_context(|| format!("can't write {}", path.display()))?;
+    let mut made = OpenOptions::new();
+    // What an agent stored is its owner's, here as in the data directory.
+    let made = made.write(true).create(true).truncate(true).mode(0o600);
+    let to = made.open(path);
+    let to = to.with_context(|| format!("can't write {}", path.display()))?;
     let mut file = Writer::new(BufWriter::with_capacity(1 << 20, to))?;
     file.push(&Frame::Agent { name: agent })?;
     let (branches, tags) = (branches(lane)?, tags(lane)?);
