@@ -507,6 +507,58 @@ fn without_its_io_core_a_runtime_stops_and_says_so() {
     }
 }
 
+/// Lets the kernel forget what the segments of a shard hold; whether it did.
+fn forget(dir: &Path, shard: u16) -> bool {
+    let folder = dir.join(format!("shard-{shard:03}"));
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let file = std::fs::File::open(entry.unwrap().path()).unwrap();
+        file.sync_all().unwrap();
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+    }
+    let of_memory = rustix::fs::statfs(dir).unwrap().f_type == libc::TMPFS_MAGIC;
+    if of_memory {
+        println!("skipped: a file system in memory forgets nothing");
+    }
+    !of_memory
+}
+
+/// The thread that reads what is cold: the executor, or one of the plain ones.
+#[test]
+fn a_reading_thread_that_dies_ends_as_the_io_core() {
+    for io in [Io::Threads, Io::Auto] {
+        let dir = tempfile::tempdir().unwrap();
+        let runtime = start(dir.path(), io);
+        for shard in [0, 1] {
+            let mut lane = runtime.agent(&agent_of(shard, 0)).unwrap();
+            lane.put(b"k", b"acknowledged").unwrap();
+        }
+        runtime.shutdown().unwrap();
+        let runtime = start(dir.path(), io);
+        if !forget(dir.path(), 0) {
+            return;
+        }
+        let health = runtime.health();
+        let mut lane = runtime.agent(&agent_of(0, 0)).unwrap();
+        runtime.control.doorbell(ShardNo(0)).unwrap().plant();
+        // It dies of the bell, with the answer in the line.
+        let mut value = Vec::new();
+        match lane.get(b"k", &mut value) {
+            Ok(_) => assert_eq!(value, b"acknowledged"),
+            Err(error) => assert!(matches!(error, ClientError::Closed { .. }), "{error:?}"),
+        }
+        assert_eq!(health.wait(), Some(Failure::Io));
+        assert_eq!(Failure::Io.number(), 2);
+        wait_for("the lane is closed", || lane.put(b"k", b"lost").err());
+        let code = refusal(runtime.agent(&agent_of(1, 1)));
+        assert_eq!(code, RefusalCode::ShardFailed);
+        assert!(runtime.shutdown().is_err());
+        drop(lane);
+        let runtime = start(dir.path(), io);
+        check_value(&runtime, &agent_of(1, 0), b"acknowledged");
+        runtime.shutdown().unwrap();
+    }
+}
+
 #[test]
 fn a_listener_that_dies_is_told_of() {
     let dir = tempfile::tempdir().unwrap();
