@@ -22,6 +22,7 @@ mod host;
 mod inbox;
 mod lines;
 mod listener;
+mod place;
 mod read_only;
 mod shard_thread;
 #[cfg(not(helios_loom))]
@@ -50,7 +51,7 @@ use crossbeam_queue::ArrayQueue;
 
 pub use data_dir::DataDirError;
 pub use health::{Failure, Health};
-pub use listener::ListenError;
+pub use place::ListenError;
 pub use verify::{Finding, Verified, verify_data_dir};
 
 use crate::cache::L2;
@@ -249,7 +250,7 @@ impl Runtime {
         let mut resolved = resolve(config.clone(), &machine)?;
         let wanted = resolved.placement.shards.len() as u16;
         // Before anything on the disk is touched.
-        listener::check(&config.socket)?;
+        place::check(&config.socket)?;
         let data_dir = DataDir::open(&config.data_dir, wanted, auto_shards)?;
         if data_dir.shards() != wanted {
             let shards = Choice::Fixed(data_dir.shards());

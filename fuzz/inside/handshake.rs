@@ -120,6 +120,8 @@ impl World {
             handshakes: Handshakes::default(),
             waiting: VecDeque::new(),
             is_behind: false,
+            rests_until: None,
+            told_of_short: false,
             next: super::FIRST_SESSION,
             stop: Arc::new(AtomicBool::new(false)),
             path: "/nowhere/helios.sock".into(),

@@ -1,12 +1,14 @@
-//! Completions that wait for the device: what the group commit makes safe against a power cut.
+//! What the device answers: completions that wait for it, which the group commit makes safe against a power cut,
+//! and what the operator has to hear of the log.
 //!
 //! Floor 2. A sync is under way for everybody who waits at the time; who comes meanwhile shares the next.
 
 use crate::agent::entry::{Completion, Status};
 use crate::config::Durability;
-use crate::segment::{Disk, Sequence};
+use crate::segment::{Disk, IoReply, LogEvent, Sequence};
 use crate::shard::Shard;
 use crate::shard::pending::PowerWait;
+use crate::shard::store::Store;
 
 impl<D: Disk> Shard<D> {
     /// Keeps a completion until the device has its record.
@@ -49,5 +51,40 @@ impl<D: Disk> Shard<D> {
             let wait = self.pending.power.pop_front().expect("just seen");
             self.complete_power(wait, good);
         }
+    }
+}
+
+impl<D: Disk> Store<D> {
+    /// Lets the log act on an answer of the I/O core.
+    pub fn on_reply(&mut self, reply: IoReply) -> LogEvent {
+        let was_read_only = self.log.read_only().is_some();
+        let event = self.log.on_reply(reply);
+        let shard = self.log.shard().0;
+        match &event {
+            LogEvent::Removed {
+                segment,
+                result: Err(error),
+            } => tracing::warn!(
+                shard, segment = segment.0, %error,
+                "a segment in which nothing is needed was not removed: the next start tries again"
+            ),
+            LogEvent::ReadOnly(error) if !was_read_only => tracing::error!(
+                shard, %error,
+                "what was written may not reach the device: the shard takes no writes until the next \
+                 start; reads go on"
+            ),
+            // Tried again and again: told once.
+            LogEvent::CreateFailed(error) if !self.told_of_create => {
+                self.told_of_create = true;
+                tracing::warn!(
+                    shard, %error,
+                    "the next segment can't be made: writes are refused once this one is full; it is tried \
+                     again until it can"
+                );
+            }
+            LogEvent::SpareReady => self.told_of_create = false,
+            _ => {}
+        }
+        event
     }
 }

@@ -20,8 +20,8 @@ use crate::cache::{EntryNo, L2};
 use crate::id::{AgentNo, ObjectId, SegmentNo};
 use crate::segment::index::{NOT_CACHED, ObjectNo};
 use crate::segment::{
-    Appended, Disk, DiskError, HEAD_BYTES_MAX, Head, IoReply, Location, Log, LogError, LogEvent,
-    NotReady, ObjectKind, Read, Record, Sequence, moved_bytes,
+    Appended, Disk, DiskError, HEAD_BYTES_MAX, Head, Location, Log, LogError, NotReady, ObjectKind,
+    Read, Record, Sequence, moved_bytes,
 };
 use crate::shard::agent::{BranchRef, named};
 use crate::shard::base::Fetched;
@@ -183,7 +183,7 @@ pub struct Store<D> {
     /// Memory that uploads take.
     uploads_bytes: u64,
     /// That no segment can be made was said since one could.
-    told_of_create: bool,
+    pub(super) told_of_create: bool,
     /// Operations that build a state up over several turns: nothing is swept before they end.
     pub(super) holds: u32,
     /// Everything is being said again.
@@ -642,39 +642,6 @@ impl<D: Disk> Store<D> {
             Ok(()) => Flushed::Done,
             Err(error) => Flushed::Undone(error),
         }
-    }
-
-    /// Lets the log act on an answer of the I/O core.
-    pub fn on_reply(&mut self, reply: IoReply) -> LogEvent {
-        let was_read_only = self.log.read_only().is_some();
-        let event = self.log.on_reply(reply);
-        let shard = self.log.shard().0;
-        match &event {
-            LogEvent::Removed {
-                segment,
-                result: Err(error),
-            } => tracing::warn!(
-                shard, segment = segment.0, %error,
-                "a segment in which nothing is needed was not removed: the next start tries again"
-            ),
-            LogEvent::ReadOnly(error) if !was_read_only => tracing::error!(
-                shard, %error,
-                "what was written may not reach the device: the shard takes no writes until the next \
-                 start; reads go on"
-            ),
-            // Tried again and again: told once.
-            LogEvent::CreateFailed(error) if !self.told_of_create => {
-                self.told_of_create = true;
-                tracing::warn!(
-                    shard, %error,
-                    "the next segment can't be made: writes are refused once this one is full; it is tried \
-                     again until it can"
-                );
-            }
-            LogEvent::SpareReady => self.told_of_create = false,
-            _ => {}
-        }
-        event
     }
 
     /// Measures the memory of the indexes again: too slow for every write, cheap now and then.
