@@ -42,11 +42,10 @@ fn check(count: usize, sessions: bool) {
         maps - before.1
     );
     let each = if sessions { 3 } else { 1 };
-    assert!(
-        fds - before.0 <= count * each,
-        "{} descriptors",
-        fds - before.0
-    );
+    // Those of the last answer are closed once it was sent: whoever has it may be faster.
+    wait_for("descriptors that stay", || {
+        (served.fds() - before.0 <= count * each).then_some(())
+    });
     for (no, lane) in lanes.iter_mut().enumerate() {
         lane.put(b"k", &no.to_le_bytes()).unwrap();
     }
