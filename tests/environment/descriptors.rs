@@ -14,7 +14,7 @@ const LINES: &str = "shards = 1\nsegment_bytes = \"1MiB\"\nl1_window_bytes = \"8
 /// Fails unless a refusal says what is short and what helps.
 fn is_told(error: &ClientError) {
     let ClientError::Refused { code, text } = error else {
-        panic!("{error}");
+        panic!("{error:?}");
     };
     assert!(
         matches!(code, RefusalCode::NoMemory | RefusalCode::TooMany) && text.contains("ulimit -n"),
