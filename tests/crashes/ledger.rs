@@ -160,26 +160,41 @@ impl Worker {
         Ok(())
     }
 
-    /// Compares what is there with what a cut at `at` of the clock may leave; the journal stays.
+    /// How what is there differs from what a cut at `at` of the clock may leave, if it does; the journal stays.
     ///
     /// # Errors
     /// As [`Worker::check`].
-    ///
-    /// # Panics
-    /// As [`Worker::check`].
-    pub fn check_cut_at(&self, lane: &mut Lane, at: u64) -> Result<(), ClientError> {
+    pub fn difference_at(&self, lane: &mut Lane, at: u64) -> Result<Option<String>, ClientError> {
         let found = self.read(lane)?;
         let is_safe = |entry: &Entry| entry.safe.is_some_and(|safe| safe <= at);
         let from = self.journal.iter().rposition(is_safe).unwrap_or(0);
         let end = self.journal.partition_point(|entry| entry.begun <= at);
-        self.compare(&found, from, end.max(from + 1));
-        Ok(())
+        Ok(self.difference(&found, from, end.max(from + 1)))
+    }
+
+    /// Forgets what came after a cut at `at` of the clock: nobody heard of it.
+    pub fn cut_at(&mut self, at: u64) {
+        self.journal.retain(|entry| entry.begun <= at);
+        for entry in &mut self.journal {
+            entry.safe = entry.safe.filter(|safe| *safe <= at);
+        }
+    }
+
+    /// What the clock said at each acknowledgement that counts.
+    pub fn acknowledgements(&self) -> impl Iterator<Item = u64> {
+        self.journal.iter().filter_map(|entry| entry.safe)
     }
 
     fn compare(&self, found: &Model, from: usize, end: usize) {
+        if let Some(difference) = self.difference(found, from, end) {
+            panic!("{difference}");
+        }
+    }
+
+    fn difference(&self, found: &Model, from: usize, end: usize) -> Option<String> {
         let allowed = &self.journal[from..end];
         if allowed.iter().any(|entry| *entry.model == *found) {
-            return;
+            return None;
         }
         let (agent, prefix, journal) = (&self.agent, self.prefix, self.journal.len());
         let lines: Vec<_> = self.journal[from.saturating_sub(5)..end]
@@ -189,10 +204,10 @@ impl Worker {
         let elsewhere = self.journal.iter().position(|it| *it.model == *found);
         let first = differences(&allowed[0].model, found);
         let last = differences(&allowed[allowed.len() - 1].model, found);
-        panic!(
+        Some(format!(
             "{agent}/{prefix}: none of the states {from}..{end} of {journal} (it is {elsewhere:?}; lines {lines:?})\n\
              against the first: {first}\nagainst the last: {last}"
-        );
+        ))
     }
 
     /// Everything that the worker owns, as the runtime has it.

@@ -1,11 +1,13 @@
 //! File systems on loop devices, whose power can be cut; taken away at the end, however that comes.
 //!
-//! For root, with `mkfs` of the file system. The cut is the file system's own shutdown, without a last write of its
+//! For root, with `mkfs` of the file system. The cut of a [`Machine`] is the file system's own shutdown, without a last write of its
 //! log: what is in the page cache is lost, as is what its journal has in memory alone.
 
 #![expect(unsafe_code, reason = "the cut is an ioctl")]
+#![allow(dead_code, reason = "each test binary uses its part")]
 
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -33,7 +35,8 @@ impl Kind {
         }
     }
 
-    fn bytes(self) -> u64 {
+    /// How large the device is.
+    pub fn bytes(self) -> u64 {
         match self {
             Self::Ext4 => 64 << 20,
             // It makes none that is smaller.
@@ -41,7 +44,7 @@ impl Kind {
         }
     }
 
-    /// Makes the file system on a file; whether that went well.
+    /// Makes one on a file or device; whether that went well.
     pub fn make(self, image: &Path) -> bool {
         let mut make = Command::new(format!("mkfs.{}", self.name()));
         match self {
@@ -75,6 +78,8 @@ pub fn sweep() {
             let device = Path::new("/dev").join(device.file_name());
             did(Command::new("umount").arg("-l").arg(&device));
             did(Command::new("losetup").arg("-d").arg(&device));
+            // Where it was no file of its own: nobody serves it any more.
+            did(Command::new("umount").arg("-l").arg(backing.trim()));
         }
     }
 }
@@ -121,11 +126,24 @@ pub struct Mounted {
 }
 
 impl Mounted {
-    /// Mounts a device at a directory. `None` where that is refused.
+    /// Mounts a device, or a file as one, at a directory. `None` where that is refused.
     pub fn new(kind: Kind, device: &Path, at: &Path) -> Option<Self> {
         let mut mount = Command::new("mount");
         let mount = mount.args(["-i", "-t", kind.name()]).arg(device).arg(at);
         did(mount).then(|| Self { at: at.to_owned() })
+    }
+
+    /// Mounts one file over another: what the descriptor serves.
+    pub fn fuse(served: OwnedFd, at: &Path) -> Option<Self> {
+        let mut mount = Command::new("mount");
+        mount
+            .args(["-i", "-t", "fuse", "-o"])
+            .arg("fd=0,rootmode=100600,user_id=0,group_id=0")
+            .args(["helios-blocks".as_ref(), at.as_os_str()])
+            .stdin(Stdio::from(served))
+            .stderr(Stdio::null());
+        let mounted = mount.status().is_ok_and(|status| status.success());
+        mounted.then(|| Self { at: at.to_owned() })
     }
 }
 

@@ -1,0 +1,328 @@
+//! Each block that `helios serve` has written to a device, recorded; and the power cut anywhere in the recording: what
+//! a device may then hold is built, mounted and recovered, and compared with the ledger of what was acknowledged.
+//!
+//! A device keeps what came before the last flush that was done, and of the rest anything, in any order and in parts.
+//! One recording gives many images; the next begins with one of them, so that recoveries are recorded, too, and cut.
+//!
+//! Needs root, loop devices and `/dev/fuse`; skipped with a line elsewhere. `HELIOS_IMAGES` says how many images there are
+//! of each file system (`scripts/block-images --images N`), `HELIOS_SEED` repeats the choices of a run: what threads and
+//! the kernel do with them is the machine's, but an image that is not as it must be stays, and is named.
+
+#[path = "power_cuts/device.rs"]
+mod device;
+#[path = "block_images/image.rs"]
+mod image;
+#[path = "crashes/ledger.rs"]
+mod ledger;
+#[path = "crashes/program.rs"]
+mod program;
+#[path = "block_images/recorder.rs"]
+mod recorder;
+
+mod common;
+
+use std::fs::File;
+use std::num::NonZeroU64;
+use std::path::{Path, PathBuf};
+use std::process::Child;
+use std::time::{Duration, Instant};
+
+use common::{KeptIfFailed, Random};
+use device::{Kind, LoopDevice, Mounted};
+use helios::Runtime;
+use helios::client::{Attach, ClientError};
+use helios::config::{Choice, Config, Io};
+use image::{Event, Image, Tear};
+use ledger::{Against, Worker};
+use program::{Program, attach};
+use recorder::Recorder;
+use rustix::fs::{Advice, fadvise, syncfs};
+use rustix::process::{Signal, set_parent_process_death_signal};
+
+/// Images of each file system where nothing else is asked for.
+const IMAGES: u64 = 500;
+/// Images of one recording, at most.
+const IMAGES_A_RECORDING: u64 = 100;
+/// How long a recording goes on under load, at most.
+const LOAD_MICROS: u64 = 1_200_000;
+/// Of how many images one may be of no use to the file system itself, as its own superblock is torn.
+const REFUSED_ONE_IN: u64 = 20;
+/// Of how many images one is recovered twice.
+const TWICE_ONE_IN: u64 = 8;
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+/// Where everything of a test is, in memory.
+struct Bench {
+    kind: Kind,
+    dir: KeptIfFailed,
+}
+
+/// What became of an image.
+#[derive(Debug)]
+enum Verdict {
+    /// A state that the cut may leave.
+    Good,
+    /// The file system does not mount.
+    Refused,
+    /// The runtime does not start, or can't read.
+    Fails(String),
+    /// It reads something else.
+    Differs(String),
+}
+
+/// What was written, and where from.
+struct Recording {
+    begin: Image,
+    log: Vec<Event>,
+}
+
+impl Bench {
+    /// `None`, with a line, where file systems on loop devices can't be recorded.
+    fn new(kind: Kind) -> Option<Self> {
+        if !rustix::process::geteuid().is_root() {
+            println!("skipped: recording a device needs root");
+            return None;
+        }
+        device::sweep();
+        let bench = Self {
+            kind,
+            dir: KeptIfFailed(Some(device::image_dir())),
+        };
+        std::fs::create_dir(bench.mounted()).unwrap();
+        let image = bench.made();
+        let served = image.and_then(|image| Recorder::start(bench.dir.path(), image));
+        let device = served.as_ref().map(|served| LoopDevice::on(served.path()));
+        if device.flatten().is_none() {
+            println!("skipped: {kind:?} on a recorded loop device can't be had here");
+            return None;
+        }
+        Some(bench)
+    }
+
+    /// A new file system.
+    fn made(&self) -> Option<Image> {
+        let file = self.file();
+        File::create(&file).ok()?.set_len(self.kind.bytes()).ok()?;
+        self.kind.make(&file).then(|| Image::load(&file).ok())?
+    }
+
+    fn mounted(&self) -> PathBuf {
+        self.dir.path().join("mount")
+    }
+
+    /// The image that is looked at.
+    fn file(&self) -> PathBuf {
+        self.dir.path().join("image")
+    }
+
+    /// Has a runtime that starts on `begin` write under load, and records that.
+    fn record(&self, begin: Image, workers: &mut [Worker], random: &mut Random) -> Recording {
+        let recorder = Recorder::start(self.dir.path(), begin.clone()).expect("as before");
+        let device = LoopDevice::on(recorder.path()).expect("as before");
+        let mounted = Mounted::new(self.kind, device.path(), &self.mounted());
+        let _mounted = mounted.expect("an image that was mounted before");
+        let data = self.mounted().join("data");
+        let io = ["threads", "auto"][random.below(2) as usize];
+        let mut program = Program::start(self.dir.path(), &data, io, None);
+        let session = program.session().expect("nothing kills it");
+        for worker in workers.iter_mut() {
+            let mut lane = attach(&session, worker.agent()).expect("it serves");
+            if let Err(error) = worker.check(&mut lane) {
+                panic!("{}: {error}\n{}", worker.agent(), program.log());
+            }
+        }
+        let mut writeback = common::spawn_role("whoever_writes_back", &data);
+        let pause = Duration::from_micros(random.below(LOAD_MICROS));
+        let clock = || recorder.clock();
+        let log = program::load(&session, workers, &clock, random.next(), || {
+            std::thread::sleep(pause);
+            let log = recorder.freeze();
+            program.kill();
+            log
+        });
+        end(&mut writeback);
+        Recording { begin, log }
+    }
+
+    /// Starts a runtime on an image, and compares what it reads with what a cut at `at` may leave.
+    fn judge(&self, image: &Image, workers: &[Worker], at: u64, times: u64) -> Verdict {
+        image.store(&self.file()).unwrap();
+        let Some(_mounted) = Mounted::new(self.kind, &self.file(), &self.mounted()) else {
+            return Verdict::Refused;
+        };
+        for _ in 0..times {
+            let runtime = match Runtime::start(self.config()) {
+                Ok(runtime) => runtime,
+                Err(error) => return Verdict::Fails(error.to_string()),
+            };
+            match compare(&runtime, workers, at) {
+                Ok(None) => {}
+                Ok(Some(difference)) => return Verdict::Differs(difference),
+                Err(error) => return Verdict::Fails(error.to_string()),
+            }
+        }
+        Verdict::Good
+    }
+
+    /// As [`program::LINES`], in this process.
+    fn config(&self) -> Config {
+        Config {
+            shards: Choice::Fixed(2),
+            segment_bytes: 1 << 20,
+            memory_max: 64 << 20,
+            io: Io::Threads,
+            socket: self.dir.path().join("s"),
+            ..Config::at(self.mounted().join("data"))
+        }
+    }
+}
+
+/// The first difference between what is there and what a cut at `at` may leave.
+fn compare(runtime: &Runtime, workers: &[Worker], at: u64) -> Result<Option<String>, ClientError> {
+    for worker in workers {
+        let mut lane = runtime
+            .session()
+            .attach(worker.agent(), Attach::default())?;
+        if let Some(difference) = worker.difference_at(&mut lane, at)? {
+            return Ok(Some(difference));
+        }
+    }
+    Ok(None)
+}
+
+fn end(child: &mut Child) {
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
+fn workers(random: &mut Random) -> [Worker; 4] {
+    let workers = [("one", 'a'), ("one", 'b'), ("two", 'a'), ("three", 'a')];
+    workers.map(|(agent, prefix)| Worker::new(agent, prefix, Against::Cut, random.next()))
+}
+
+/// Where to cut, in order: anywhere, and right behind what was acknowledged.
+fn cuts(recording: &Recording, workers: &[Worker], count: u64, random: &mut Random) -> Vec<usize> {
+    let acknowledged = workers.iter().flat_map(Worker::acknowledgements);
+    let acknowledged: Vec<u64> = acknowledged.collect();
+    let end = recording.log.len() as u64 + 1;
+    let cut = |_| match random.below(3) {
+        0 => acknowledged[random.below(acknowledged.len() as u64) as usize] as usize,
+        _ => random.below(end) as usize,
+    };
+    let mut cuts: Vec<usize> = (0..count).map(cut).collect();
+    cuts.sort_unstable();
+    cuts
+}
+
+/// Behind the last flush before `end`, which may be none.
+fn flushed(log: &[Event], end: usize) -> usize {
+    let flush = log[..end].iter().rposition(|it| matches!(it, Event::Flush));
+    flush.map_or(0, |flush| flush + 1)
+}
+
+fn replay(kind: Kind) {
+    let Some(bench) = Bench::new(kind) else {
+        return;
+    };
+    let images = number("HELIOS_IMAGES").unwrap_or(IMAGES);
+    let seed = number("HELIOS_SEED").unwrap_or(0xb10c);
+    println!("HELIOS_SEED={seed}");
+    let mut random = Random(seed | 1);
+    let mut workers = workers(&mut random);
+    let mut begin = bench.made().expect("as before");
+    let (mut done, mut refused, mut events, mut torn) = (0, 0, 0, 0);
+    let start = Instant::now();
+    while done < images {
+        let recording = bench.record(begin.clone(), &mut workers, &mut random);
+        events += recording.log.len();
+        let count = IMAGES_A_RECORDING.min(images - done);
+        let (mut durable, mut upto) = (recording.begin.clone(), 0);
+        let cuts = cuts(&recording, &workers, count, &mut random);
+        let goes_on = cuts[random.below(cuts.len() as u64) as usize];
+        for cut in cuts {
+            let from = flushed(&recording.log, cut);
+            durable.apply(&recording.log[upto..from]);
+            upto = from;
+            let mut image = durable.clone();
+            let pending = &recording.log[from..cut];
+            image.apply_some(pending, Tear::of(kind), &mut random);
+            torn += u64::from(!pending.is_empty());
+            let times = 1 + u64::from(random.below(TWICE_ONE_IN) == 0);
+            match bench.judge(&image, &workers, cut as u64, times) {
+                Verdict::Good if cut == goes_on => begin = image,
+                Verdict::Good => {}
+                Verdict::Refused => refused += 1,
+                bad => {
+                    image.store(&bench.file()).unwrap();
+                    panic!(
+                        "HELIOS_SEED={seed}, image {done}, cut {cut} of {}: {bad:?}",
+                        recording.log.len()
+                    );
+                }
+            }
+            done += 1;
+        }
+        workers.iter_mut().for_each(|it| it.cut_at(goes_on as u64));
+    }
+    let acknowledged: u64 = workers.iter().map(|it| it.acknowledged).sum();
+    println!(
+        "{kind:?}: {images} images of {events} writes and flushes in {:.0} s, {torn} of them cut between flushes; \
+         {refused} that the file system refused; {acknowledged} operations acknowledged",
+        start.elapsed().as_secs_f64()
+    );
+    assert!(refused <= images / REFUSED_ONE_IN, "{refused} of {images}");
+}
+
+#[test]
+fn what_was_acknowledged_as_power_safe_is_in_every_image_of_ext4() {
+    replay(Kind::Ext4);
+}
+
+#[test]
+fn what_was_acknowledged_as_power_safe_is_in_every_image_of_xfs() {
+    replay(Kind::Xfs);
+}
+
+/// A process that has the kernel write back what nobody asked for yet, in no order: this one must not wait for the
+/// device that it serves.
+#[test]
+fn whoever_writes_back() {
+    let Some(data) = common::role() else {
+        return;
+    };
+    set_parent_process_death_signal(Some(Signal::KILL)).unwrap();
+    let mut random = Random(u64::from(std::process::id()) | 1);
+    while data.exists() {
+        let mut files = Vec::new();
+        files_in(&data, &mut files);
+        if files.is_empty() {
+            continue;
+        }
+        let file = &files[random.below(files.len() as u64) as usize];
+        // It may be gone.
+        if let Ok(file) = File::open(file) {
+            let length = file.metadata().map_or(0, |it| it.len());
+            let from = random.below(length.max(1));
+            // What is to be dropped from the page cache is written first, and nobody waits.
+            let _ = match random.below(40) {
+                0 => syncfs(&file),
+                1..30 => fadvise(&file, from, NonZeroU64::new(1 << 15), Advice::DontNeed),
+                _ => fadvise(&file, 0, None, Advice::DontNeed),
+            };
+        }
+        std::thread::sleep(Duration::from_micros(random.below(4_000)));
+    }
+}
+
+fn files_in(dir: &Path, files: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        let path = entry.path();
+        match path.is_dir() {
+            true => files_in(&path, files),
+            false => files.push(path),
+        }
+    }
+}
