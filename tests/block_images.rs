@@ -182,15 +182,21 @@ impl Bench {
 
 /// The first difference between what is there and what a cut at `at` may leave.
 fn compare(runtime: &Runtime, workers: &[Worker], at: u64) -> Result<Option<String>, ClientError> {
-    for worker in workers {
-        let mut lane = runtime
-            .session()
-            .attach(worker.agent(), Attach::default())?;
-        if let Some(difference) = worker.difference_at(&mut lane, at)? {
-            return Ok(Some(difference));
-        }
-    }
-    Ok(None)
+    std::thread::scope(|scope| {
+        let compared = workers.iter().map(|worker| {
+            scope.spawn(move || {
+                let session = runtime.session();
+                let mut lane = session.attach(worker.agent(), Attach::default())?;
+                worker.difference_at(&mut lane, at)
+            })
+        });
+        let compared: Vec<_> = compared.collect();
+        let outcomes = compared.into_iter().map(|it| it.join().expect("no panic"));
+        outcomes.fold(Ok(None), |first, next| match first {
+            Ok(None) => next,
+            first => first,
+        })
+    })
 }
 
 fn end(child: &mut Child) {
@@ -200,7 +206,9 @@ fn end(child: &mut Child) {
 
 fn workers(random: &mut Random) -> [Worker; 4] {
     let workers = [("one", 'a'), ("one", 'b'), ("two", 'a'), ("three", 'a')];
-    workers.map(|(agent, prefix)| Worker::new(agent, prefix, Against::Cut, random.next()))
+    workers.map(|(agent, prefix)| {
+        Worker::new(agent, prefix, Against::Cut, random.next()).with_few_large_values()
+    })
 }
 
 /// Where to cut, in order: anywhere, and right behind what was acknowledged.

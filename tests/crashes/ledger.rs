@@ -92,6 +92,8 @@ pub struct Worker {
     on: String,
     journal: Vec<Entry>,
     random: Random,
+    /// Of how many values that might be large one is.
+    large_one_in: u64,
     /// Operations acknowledged, and states compared.
     pub acknowledged: u64,
 }
@@ -116,7 +118,17 @@ impl Worker {
             on: String::new(),
             journal: vec![begin],
             random: Random(seed | 1),
+            large_one_in: 1,
             acknowledged: 0,
+        }
+    }
+
+    /// The same with fewer large values, for whoever reads everything often.
+    #[must_use]
+    pub fn with_few_large_values(self) -> Self {
+        Self {
+            large_one_in: 8,
+            ..self
         }
     }
 
@@ -213,13 +225,14 @@ impl Worker {
     /// Everything that the worker owns, as the runtime has it.
     fn read(&self, lane: &mut Lane) -> Result<Model, ClientError> {
         let mut model = Model::default();
+        let mut checkpoints = Checkpoints::default();
         for branch in lane.branches("")?.items {
             if !self.owns(&branch.name) {
                 continue;
             }
             let state = read_state(&mut lane.on(branch.no))?;
             let head = match branch.head {
-                Some(head) => Some(read_checkpoint(lane, head)?),
+                Some(head) => Some(checkpoints.read(lane, head)?),
                 None => None,
             };
             model.branches.insert(branch.name, Branch { state, head });
@@ -228,7 +241,7 @@ impl Worker {
         for (name, target) in lane.tags("")?.items {
             if self.owns(&name) {
                 let is_public = public.iter().any(|(other, _)| *other == name);
-                let state = read_checkpoint(lane, target)?;
+                let state = checkpoints.read(lane, target)?;
                 model.tags.insert(name, (is_public, state));
             }
         }
@@ -236,7 +249,7 @@ impl Worker {
             if self.owns(&set.name) {
                 let mut states = Vec::new();
                 for candidate in lane.candidates(set.no, None)?.items {
-                    states.push(read_checkpoint(lane, candidate.head)?);
+                    states.push(checkpoints.read(lane, candidate.head)?);
                 }
                 model.sets.insert(set.name, states);
             }
@@ -375,10 +388,11 @@ impl Worker {
     }
 
     fn value(&mut self) -> Arc<[u8]> {
+        let is_large = self.random.below(self.large_one_in) == 0;
         let bytes = match self.random.below(40) {
-            0 => 90_000,
-            1..4 => 20_000,
-            4..10 => 5_000,
+            0 if is_large => 90_000,
+            1..4 if is_large => 20_000,
+            4..10 if is_large => 5_000,
             10..12 => 0,
             _ => self.random.below(1_500) as usize,
         };
@@ -744,12 +758,22 @@ fn read_state(lane: &mut Lane) -> Result<State, ClientError> {
     }
 }
 
-fn read_checkpoint(lane: &mut Lane, checkpoint: ObjectId) -> Result<Arc<State>, ClientError> {
-    let revision = Revision::Checkpoint(*checkpoint.as_bytes());
-    let fork = lane.fork(revision)?.no;
-    let state = read_state(&mut lane.on(fork))?;
-    lane.discard(fork)?;
-    Ok(Arc::new(state))
+/// What was read: several names often have one checkpoint.
+#[derive(Default)]
+struct Checkpoints(BTreeMap<[u8; 32], Arc<State>>);
+
+impl Checkpoints {
+    fn read(&mut self, lane: &mut Lane, checkpoint: ObjectId) -> Result<Arc<State>, ClientError> {
+        let id = *checkpoint.as_bytes();
+        if let Some(state) = self.0.get(&id) {
+            return Ok(Arc::clone(state));
+        }
+        let fork = lane.fork(Revision::Checkpoint(id))?.no;
+        let state = Arc::new(read_state(&mut lane.on(fork))?);
+        lane.discard(fork)?;
+        self.0.insert(id, Arc::clone(&state));
+        Ok(state)
+    }
 }
 
 /// Whether an error says that the runtime is gone.
