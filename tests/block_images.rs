@@ -42,9 +42,11 @@ use rustix::process::{Signal, set_parent_process_death_signal};
 /// Images of each file system where nothing else is asked for.
 const IMAGES: u64 = 500;
 /// Images of one recording, at most.
-const IMAGES_A_RECORDING: u64 = 100;
+const IMAGES_A_RECORDING: u64 = 50;
 /// How long a recording goes on under load, at most.
 const LOAD_MICROS: u64 = 1_200_000;
+/// Of how many operations one is to be power-safe: one of these, for a recording.
+const POWER_ONE_IN: [u64; 3] = [12, 60, 200];
 /// Of how many images one may be of no use to the file system itself, as its own superblock is torn.
 const REFUSED_ONE_IN: u64 = 20;
 /// Of how many images one is recovered twice.
@@ -77,6 +79,8 @@ enum Verdict {
 struct Recording {
     begin: Image,
     log: Vec<Event>,
+    /// Events before the load: what the file system and the runtime did to start.
+    started: usize,
 }
 
 impl Bench {
@@ -134,6 +138,9 @@ impl Bench {
                 panic!("{}: {error}\n{}", worker.agent(), program.log());
             }
         }
+        let one_in = POWER_ONE_IN[random.below(3) as usize];
+        workers.iter_mut().for_each(|it| it.ask_for_power(one_in));
+        let started = recorder.clock() as usize;
         let mut writeback = common::spawn_role("whoever_writes_back", &data);
         let pause = Duration::from_micros(random.below(LOAD_MICROS));
         let clock = || recorder.clock();
@@ -144,7 +151,11 @@ impl Bench {
             log
         });
         end(&mut writeback);
-        Recording { begin, log }
+        Recording {
+            begin,
+            log,
+            started,
+        }
     }
 
     /// Starts a runtime on an image, and compares what it reads with what a cut at `at` may leave.
@@ -211,16 +222,23 @@ fn workers(random: &mut Random) -> [Worker; 4] {
     })
 }
 
-/// Where to cut, in order: anywhere, and right behind what was acknowledged.
+/// Where to cut, in order: mostly where something is told and not flushed, now and then in the start, and right behind
+/// what was acknowledged.
 fn cuts(recording: &Recording, workers: &[Worker], count: u64, random: &mut Random) -> Vec<usize> {
     let acknowledged = workers.iter().flat_map(Worker::acknowledgements);
-    let acknowledged: Vec<u64> = acknowledged.collect();
-    let end = recording.log.len() as u64 + 1;
-    let cut = |_| match random.below(3) {
-        0 => acknowledged[random.below(acknowledged.len() as u64) as usize] as usize,
-        _ => random.below(end) as usize,
-    };
-    let mut cuts: Vec<usize> = (0..count).map(cut).collect();
+    let acknowledged: Vec<usize> = acknowledged.map(|at| at as usize).collect();
+    let events = recording.log.iter().enumerate();
+    let written = events.filter_map(|(no, it)| matches!(it, Event::Write { .. }).then_some(no + 1));
+    let written: Vec<usize> = written.collect();
+    let mut any = |of: &[usize]| of[random.below(of.len() as u64) as usize];
+    let start: Vec<usize> = (0..=recording.started).collect();
+    let mut cuts: Vec<usize> = (0..count)
+        .map(|no| match no % 8 {
+            0 | 1 => any(&acknowledged),
+            2 => any(&start),
+            _ => any(&written),
+        })
+        .collect();
     cuts.sort_unstable();
     cuts
 }
@@ -241,7 +259,7 @@ fn replay(kind: Kind) {
     let mut random = Random(seed | 1);
     let mut workers = workers(&mut random);
     let mut begin = bench.made().expect("as before");
-    let (mut done, mut refused, mut events, mut torn) = (0, 0, 0, 0);
+    let (mut done, mut refused, mut events, mut between, mut in_start) = (0, 0, 0, 0, 0);
     let start = Instant::now();
     while done < images {
         let recording = bench.record(begin.clone(), &mut workers, &mut random);
@@ -257,7 +275,8 @@ fn replay(kind: Kind) {
             let mut image = durable.clone();
             let pending = &recording.log[from..cut];
             image.apply_some(pending, Tear::of(kind), &mut random);
-            torn += u64::from(!pending.is_empty());
+            between += u64::from(!pending.is_empty());
+            in_start += u64::from(cut <= recording.started);
             let times = 1 + u64::from(random.below(TWICE_ONE_IN) == 0);
             match bench.judge(&image, &workers, cut as u64, times) {
                 Verdict::Good if cut == goes_on => begin = image,
@@ -277,8 +296,8 @@ fn replay(kind: Kind) {
     }
     let acknowledged: u64 = workers.iter().map(|it| it.acknowledged).sum();
     println!(
-        "{kind:?}: {images} images of {events} writes and flushes in {:.0} s, {torn} of them cut between flushes; \
-         {refused} that the file system refused; {acknowledged} operations acknowledged",
+        "{kind:?}: {images} images of {events} writes and flushes in {:.0} s, {between} of them cut between flushes, \
+         {in_start} in a start; {refused} that the file system refused; {acknowledged} operations acknowledged",
         start.elapsed().as_secs_f64()
     );
     assert!(refused <= images / REFUSED_ONE_IN, "{refused} of {images}");
@@ -321,7 +340,7 @@ fn whoever_writes_back() {
                 _ => fadvise(&file, 0, None, Advice::DontNeed),
             };
         }
-        std::thread::sleep(Duration::from_micros(random.below(4_000)));
+        std::thread::sleep(Duration::from_micros(random.below(1_000)));
     }
 }
 

@@ -94,6 +94,8 @@ pub struct Worker {
     random: Random,
     /// Of how many values that might be large one is.
     large_one_in: u64,
+    /// Of how many operations that may be power-safe one is to be.
+    power_one_in: u64,
     /// Operations acknowledged, and states compared.
     pub acknowledged: u64,
 }
@@ -119,6 +121,7 @@ impl Worker {
             journal: vec![begin],
             random: Random(seed | 1),
             large_one_in: 1,
+            power_one_in: 12,
             acknowledged: 0,
         }
     }
@@ -130,6 +133,11 @@ impl Worker {
             large_one_in: 8,
             ..self
         }
+    }
+
+    /// Has it ask for power safety more or less often.
+    pub fn ask_for_power(&mut self, one_in: u64) {
+        self.power_one_in = one_in;
     }
 
     /// Its agent.
@@ -284,7 +292,8 @@ impl Worker {
             26..32 => self.delete(lane, clock),
             32..35 => self.put_several(lane, clock),
             35..44 => self.checkpoint(lane, clock),
-            44..46 => self.sync(lane, clock),
+            44..46 if self.random.below(self.power_one_in) < 12 => self.sync(lane, clock),
+            44..46 => self.put(lane, clock),
             46..49 => self.make_branch(lane, clock),
             49 => self.delete_branch(lane, clock),
             50..52 => self.restore(lane, clock),
@@ -322,7 +331,7 @@ impl Worker {
         steps: Vec<Model>,
         ask: impl FnOnce(Durability) -> Told,
     ) -> Ended {
-        let durability = match self.random.below(12) {
+        let durability = match self.random.below(self.power_one_in) {
             0 => Durability::Power,
             _ => Durability::Process,
         };
