@@ -23,6 +23,7 @@ mod common;
 
 use std::fs::File;
 use std::num::NonZeroU64;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::{Duration, Instant};
@@ -33,7 +34,7 @@ use helios::Runtime;
 use helios::client::{Attach, ClientError};
 use helios::config::{Choice, Config, Io};
 use image::{Event, Image, Tear};
-use ledger::{Against, Worker};
+use ledger::{Against, Place, Worker};
 use program::{Program, attach};
 use recorder::Recorder;
 use rustix::fs::{Advice, fadvise, syncfs};
@@ -43,14 +44,20 @@ use rustix::process::{Signal, set_parent_process_death_signal};
 const IMAGES: u64 = 500;
 /// Images of one recording, at most.
 const IMAGES_A_RECORDING: u64 = 50;
-/// How long a recording goes on under load, at most.
-const LOAD_MICROS: u64 = 1_200_000;
+/// Recordings that go on from each other, before one begins with nothing.
+const RECORDINGS_IN_A_ROW: u64 = 4;
+/// How long a recording goes on under load, at least and at most.
+const LOAD_MICROS: Range<u64> = 100_000..1_200_000;
 /// Of how many operations one is to be power-safe: one of these, for a recording.
 const POWER_ONE_IN: [u64; 3] = [12, 60, 200];
 /// Of how many images one may be of no use to the file system itself, as its own superblock is torn.
 const REFUSED_ONE_IN: u64 = 20;
 /// Of how many images one is recovered twice.
 const TWICE_ONE_IN: u64 = 8;
+
+/// Images of a device that does not flush, and how many flushes it only says.
+const PLANTED: usize = 16;
+const IGNORED: usize = 6;
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
@@ -63,7 +70,6 @@ struct Bench {
 }
 
 /// What became of an image.
-#[derive(Debug)]
 enum Verdict {
     /// A state that the cut may leave.
     Good,
@@ -123,7 +129,13 @@ impl Bench {
     }
 
     /// Has a runtime that starts on `begin` write under load, and records that.
-    fn record(&self, begin: Image, workers: &mut [Worker], random: &mut Random) -> Recording {
+    fn record(
+        &self,
+        begin: Image,
+        workers: &mut [Worker],
+        one_in: u64,
+        random: &mut Random,
+    ) -> Recording {
         let recorder = Recorder::start(self.dir.path(), begin.clone()).expect("as before");
         let device = LoopDevice::on(recorder.path()).expect("as before");
         let mounted = Mounted::new(self.kind, device.path(), &self.mounted());
@@ -138,11 +150,11 @@ impl Bench {
                 panic!("{}: {error}\n{}", worker.agent(), program.log());
             }
         }
-        let one_in = POWER_ONE_IN[random.below(3) as usize];
         workers.iter_mut().for_each(|it| it.ask_for_power(one_in));
         let started = recorder.clock() as usize;
         let mut writeback = common::spawn_role("whoever_writes_back", &data);
-        let pause = Duration::from_micros(random.below(LOAD_MICROS));
+        let more = random.below(LOAD_MICROS.end - LOAD_MICROS.start);
+        let pause = Duration::from_micros(LOAD_MICROS.start + more);
         let clock = || recorder.clock();
         let log = program::load(&session, workers, &clock, random.next(), || {
             std::thread::sleep(pause);
@@ -193,21 +205,25 @@ impl Bench {
 
 /// The first difference between what is there and what a cut at `at` may leave.
 fn compare(runtime: &Runtime, workers: &[Worker], at: u64) -> Result<Option<String>, ClientError> {
-    std::thread::scope(|scope| {
-        let compared = workers.iter().map(|worker| {
+    let places = std::thread::scope(|scope| {
+        let read = workers.iter().map(|worker| {
             scope.spawn(move || {
                 let session = runtime.session();
                 let mut lane = session.attach(worker.agent(), Attach::default())?;
-                worker.difference_at(&mut lane, at)
+                worker.place_at(&mut lane, at)
             })
         });
-        let compared: Vec<_> = compared.collect();
-        let outcomes = compared.into_iter().map(|it| it.join().expect("no panic"));
-        outcomes.fold(Ok(None), |first, next| match first {
-            Ok(None) => next,
-            first => first,
-        })
-    })
+        let read: Vec<_> = read.collect();
+        let places = read.into_iter().map(|it| it.join().expect("no panic"));
+        places.collect::<Result<Vec<_>, ClientError>>()
+    })?;
+    let places: Vec<Place> = match places.into_iter().collect() {
+        Ok(places) => places,
+        Err(difference) => return Ok(Some(difference)),
+    };
+    let each = || workers.iter().zip(&places);
+    let mut pairs = each().flat_map(|one| each().map(move |other| (one, other)));
+    Ok(pairs.find_map(|((one, here), (other, there))| one.gap(here, other, there)))
 }
 
 fn end(child: &mut Child) {
@@ -243,10 +259,59 @@ fn cuts(recording: &Recording, workers: &[Worker], count: u64, random: &mut Rand
     cuts
 }
 
-/// Behind the last flush before `end`, which may be none.
-fn flushed(log: &[Event], end: usize) -> usize {
-    let flush = log[..end].iter().rposition(|it| matches!(it, Event::Flush));
-    flush.map_or(0, |flush| flush + 1)
+/// Behind the last flush before `end`, which may be none; or behind an earlier one, if so many of the last are none.
+fn flushed(log: &[Event], end: usize, ignored: usize) -> usize {
+    let events = log[..end].iter().enumerate().rev();
+    let mut flushes = events.filter(|(_, it)| matches!(it, Event::Flush));
+    flushes.nth(ignored).map_or(0, |(flush, _)| flush + 1)
+}
+
+/// What all recordings of a file system came to.
+#[derive(Default)]
+struct Tally {
+    images: u64,
+    events: usize,
+    /// Images of cuts with something that was told and not flushed.
+    between: u64,
+    in_start: u64,
+    refused: u64,
+    acknowledged: u64,
+}
+
+/// Cuts a recording `count` times; one of the cuts, and what it left.
+fn cut(
+    bench: &Bench,
+    recording: &Recording,
+    workers: &[Worker],
+    count: u64,
+    random: &mut Random,
+    tally: &mut Tally,
+) -> Option<(usize, Image)> {
+    let (mut durable, mut upto) = (recording.begin.clone(), 0);
+    let (mut left, goes_on) = (None, random.below(count));
+    for (no, cut) in (0..).zip(cuts(recording, workers, count, random)) {
+        let from = flushed(&recording.log, cut, 0);
+        durable.apply(&recording.log[upto..from]);
+        upto = from;
+        let mut image = durable.clone();
+        let pending = &recording.log[from..cut];
+        image.apply_some(pending, Tear::of(bench.kind), random);
+        tally.images += 1;
+        tally.between += u64::from(!pending.is_empty());
+        tally.in_start += u64::from(cut <= recording.started);
+        let times = 1 + u64::from(random.below(TWICE_ONE_IN) == 0);
+        match bench.judge(&image, workers, cut as u64, times) {
+            Verdict::Good if no == goes_on => left = Some((cut, image)),
+            Verdict::Good => {}
+            Verdict::Refused => tally.refused += 1,
+            Verdict::Fails(why) | Verdict::Differs(why) => {
+                image.store(&bench.file()).unwrap();
+                let (events, images) = (recording.log.len(), tally.images);
+                panic!("image {images}, cut at {cut} of {events}: {why}");
+            }
+        }
+    }
+    left
 }
 
 fn replay(kind: Kind) {
@@ -257,50 +322,39 @@ fn replay(kind: Kind) {
     let seed = number("HELIOS_SEED").unwrap_or(0xb10c);
     println!("HELIOS_SEED={seed}");
     let mut random = Random(seed | 1);
-    let mut workers = workers(&mut random);
-    let mut begin = bench.made().expect("as before");
-    let (mut done, mut refused, mut events, mut between, mut in_start) = (0, 0, 0, 0, 0);
+    let mut tally = Tally::default();
     let start = Instant::now();
-    while done < images {
-        let recording = bench.record(begin.clone(), &mut workers, &mut random);
-        events += recording.log.len();
-        let count = IMAGES_A_RECORDING.min(images - done);
-        let (mut durable, mut upto) = (recording.begin.clone(), 0);
-        let cuts = cuts(&recording, &workers, count, &mut random);
-        let goes_on = cuts[random.below(cuts.len() as u64) as usize];
-        for cut in cuts {
-            let from = flushed(&recording.log, cut);
-            durable.apply(&recording.log[upto..from]);
-            upto = from;
-            let mut image = durable.clone();
-            let pending = &recording.log[from..cut];
-            image.apply_some(pending, Tear::of(kind), &mut random);
-            between += u64::from(!pending.is_empty());
-            in_start += u64::from(cut <= recording.started);
-            let times = 1 + u64::from(random.below(TWICE_ONE_IN) == 0);
-            match bench.judge(&image, &workers, cut as u64, times) {
-                Verdict::Good if cut == goes_on => begin = image,
-                Verdict::Good => {}
-                Verdict::Refused => refused += 1,
-                bad => {
-                    image.store(&bench.file()).unwrap();
-                    panic!(
-                        "HELIOS_SEED={seed}, image {done}, cut {cut} of {}: {bad:?}",
-                        recording.log.len()
-                    );
-                }
-            }
-            done += 1;
+    while tally.images < images {
+        let mut workers = workers(&mut random);
+        let mut begin = bench.made();
+        for _ in 0..RECORDINGS_IN_A_ROW {
+            let count = IMAGES_A_RECORDING.min(images - tally.images);
+            let Some(image) = begin.take().filter(|_| count > 0) else {
+                break;
+            };
+            let one_in = POWER_ONE_IN[random.below(3) as usize];
+            let recording = bench.record(image, &mut workers, one_in, &mut random);
+            tally.events += recording.log.len();
+            let left = cut(&bench, &recording, &workers, count, &mut random, &mut tally);
+            begin = left.map(|(cut, image)| {
+                workers.iter_mut().for_each(|it| it.cut_at(cut as u64));
+                image
+            });
         }
-        workers.iter_mut().for_each(|it| it.cut_at(goes_on as u64));
+        tally.acknowledged += workers.iter().map(|it| it.acknowledged).sum::<u64>();
     }
-    let acknowledged: u64 = workers.iter().map(|it| it.acknowledged).sum();
     println!(
-        "{kind:?}: {images} images of {events} writes and flushes in {:.0} s, {between} of them cut between flushes, \
-         {in_start} in a start; {refused} that the file system refused; {acknowledged} operations acknowledged",
-        start.elapsed().as_secs_f64()
+        "{kind:?}: {images} images of {} writes and flushes in {:.0} s: {} cut between flushes, {} in a start; the file \
+         system refused {}; {} operations acknowledged, every power-safe one there",
+        tally.events,
+        start.elapsed().as_secs_f64(),
+        tally.between,
+        tally.in_start,
+        tally.refused,
+        tally.acknowledged
     );
-    assert!(refused <= images / REFUSED_ONE_IN, "{refused} of {images}");
+    let most = images / REFUSED_ONE_IN;
+    assert!(tally.refused <= most, "refused: {}", tally.refused);
 }
 
 #[test]
@@ -311,6 +365,29 @@ fn what_was_acknowledged_as_power_safe_is_in_every_image_of_ext4() {
 #[test]
 fn what_was_acknowledged_as_power_safe_is_in_every_image_of_xfs() {
     replay(Kind::Xfs);
+}
+
+/// The comparison finds a device that says that it flushed, and did not: it would find a runtime that does not ask for it.
+#[test]
+fn flushes_that_were_none_are_found() {
+    let Some(bench) = Bench::new(Kind::Ext4) else {
+        return;
+    };
+    let mut random = Random(0xb10c);
+    let mut workers = workers(&mut random);
+    let begin = bench.made().expect("as before");
+    let recording = bench.record(begin, &mut workers, POWER_ONE_IN[0], &mut random);
+    let mut differ = 0;
+    for _ in 0..PLANTED {
+        let events = (recording.log.len() - recording.started) as u64;
+        let cut = recording.log.len() - random.below(events / 2) as usize;
+        let mut image = recording.begin.clone();
+        image.apply(&recording.log[..flushed(&recording.log, cut, IGNORED)]);
+        let verdict = bench.judge(&image, &workers, cut as u64, 1);
+        differ += usize::from(matches!(verdict, Verdict::Differs(_)));
+    }
+    println!("{differ} of {PLANTED} images without the last {IGNORED} flushes are refused");
+    assert!(differ > PLANTED / 2, "{differ} of {PLANTED}");
 }
 
 /// A process that has the kernel write back what nobody asked for yet, in no order: this one must not wait for the

@@ -9,8 +9,10 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::panic::Location;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use helios::client::{
     Choice, ClientError, CollapseOptions, Lane, NewCheckpoint, NewSuperposition, Policy,
@@ -58,9 +60,33 @@ struct Entry {
     begun: u64,
     /// And when it was acknowledged as safe from what the ledger is about.
     safe: Option<u64>,
+    /// Where among all operations of the process it was asked for.
+    asked: u64,
+    /// And where it was acknowledged in whatever way.
+    told: Option<u64>,
     /// The line of this file that asked for it.
     line: u32,
 }
+
+impl Entry {
+    /// What is known to be there.
+    fn known(model: Model) -> Self {
+        Self {
+            model: Arc::new(model),
+            begun: 0,
+            safe: Some(0),
+            asked: 0,
+            told: Some(0),
+            line: 0,
+        }
+    }
+}
+
+/// Counts what is asked and acknowledged.
+static ORDER: AtomicU64 = AtomicU64::new(1);
+
+/// The states of a journal that what is there may be: from the earliest to the latest.
+pub type Place = RangeInclusive<usize>;
 
 /// Which crash the ledger is about.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -107,18 +133,12 @@ impl Worker {
         if prefix == 'a' {
             model.branches.insert("main".into(), Branch::default());
         }
-        let begin = Entry {
-            model: Arc::new(model),
-            begun: 0,
-            safe: Some(0),
-            line: 0,
-        };
         Self {
             agent: agent.into(),
             prefix,
             against,
             on: String::new(),
-            journal: vec![begin],
+            journal: vec![Entry::known(model)],
             random: Random(seed | 1),
             large_one_in: 1,
             power_one_in: 12,
@@ -171,25 +191,36 @@ impl Worker {
         let from = from.unwrap_or(0);
         self.compare(&found, from, self.journal.len());
         self.journal.clear();
-        self.journal.push(Entry {
-            model: Arc::new(found),
-            begun: 0,
-            safe: Some(0),
-            line: 0,
-        });
+        self.journal.push(Entry::known(found));
         Ok(())
     }
 
-    /// How what is there differs from what a cut at `at` of the clock may leave, if it does; the journal stays.
+    /// Which of the states that a cut at `at` of the clock may leave is there, else how it differs from them; the
+    /// journal stays.
     ///
     /// # Errors
     /// As [`Worker::check`].
-    pub fn difference_at(&self, lane: &mut Lane, at: u64) -> Result<Option<String>, ClientError> {
+    pub fn place_at(&self, lane: &mut Lane, at: u64) -> Result<Result<Place, String>, ClientError> {
         let found = self.read(lane)?;
         let is_safe = |entry: &Entry| entry.safe.is_some_and(|safe| safe <= at);
         let from = self.journal.iter().rposition(is_safe).unwrap_or(0);
         let end = self.journal.partition_point(|entry| entry.begun <= at);
-        Ok(self.difference(&found, from, end.max(from + 1)))
+        Ok(self.place(&found, from, end.max(from + 1)))
+    }
+
+    /// Whether something of this worker is there that was asked for after an operation of another on the same agent was
+    /// acknowledged, which is lost: what it was, if so.
+    pub fn gap(&self, here: &Place, other: &Self, there: &Place) -> Option<String> {
+        let survivor = &self.journal[*here.start()];
+        let behind = other.journal.get(there.end() + 1..).unwrap_or_default();
+        let lost = behind.iter().find(|entry| entry.told.is_some())?;
+        let is_gap = self.agent == other.agent && lost.told < Some(survivor.asked);
+        is_gap.then(|| {
+            format!(
+                "{}: line {} by {} is lost, and line {} by {}, asked for later, is not",
+                self.agent, lost.line, other.prefix, survivor.line, self.prefix
+            )
+        })
     }
 
     /// Forgets what came after a cut at `at` of the clock: nobody heard of it.
@@ -206,15 +237,17 @@ impl Worker {
     }
 
     fn compare(&self, found: &Model, from: usize, end: usize) {
-        if let Some(difference) = self.difference(found, from, end) {
+        if let Err(difference) = self.place(found, from, end) {
             panic!("{difference}");
         }
     }
 
-    fn difference(&self, found: &Model, from: usize, end: usize) -> Option<String> {
+    fn place(&self, found: &Model, from: usize, end: usize) -> Result<Place, String> {
         let allowed = &self.journal[from..end];
-        if allowed.iter().any(|entry| *entry.model == *found) {
-            return None;
+        let is_found = |entry: &Entry| *entry.model == *found;
+        if let Some(first) = allowed.iter().position(is_found) {
+            let last = allowed.iter().rposition(is_found).unwrap_or(first);
+            return Ok(from + first..=from + last);
         }
         let (agent, prefix, journal) = (&self.agent, self.prefix, self.journal.len());
         let lines: Vec<_> = self.journal[from.saturating_sub(5)..end]
@@ -224,7 +257,7 @@ impl Worker {
         let elsewhere = self.journal.iter().position(|it| *it.model == *found);
         let first = differences(&allowed[0].model, found);
         let last = differences(&allowed[allowed.len() - 1].model, found);
-        Some(format!(
+        Err(format!(
             "{agent}/{prefix}: none of the states {from}..{end} of {journal} (it is {elsewhere:?}; lines {lines:?})\n\
              against the first: {first}\nagainst the last: {last}"
         ))
@@ -346,6 +379,7 @@ impl Worker {
         steps: Vec<Model>,
         ask: impl FnOnce(Durability) -> Told,
     ) -> Ended {
+        let asked = ORDER.fetch_add(1, Ordering::SeqCst);
         let (begun, before) = (clock(), self.journal.len());
         let is_sync = steps.is_empty();
         let line = Location::caller().line();
@@ -353,12 +387,17 @@ impl Worker {
             model: Arc::new(model),
             begun,
             safe: None,
+            asked,
+            told: None,
             line,
         }));
         let told = ask(durability);
         match told {
             Ok(()) => {
                 self.acknowledged += 1;
+                let order = ORDER.fetch_add(1, Ordering::SeqCst);
+                let newest = self.journal.last_mut().expect("a journal is never empty");
+                newest.told.get_or_insert(order);
                 // What wrote nothing has nothing to sync, and says nothing of what was written before.
                 let wrote = is_sync || self.journal[before - 1].model != self.model();
                 let now = clock();
