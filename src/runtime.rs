@@ -48,6 +48,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam_queue::ArrayQueue;
+use hdrhistogram::Histogram;
 
 pub use data_dir::DataDirError;
 pub use health::{Failure, Health};
@@ -61,7 +62,7 @@ use crate::crash;
 use crate::id::ShardNo;
 use crate::io::{Backend, IoCore, IoError, IoOptions, ShardDisk, ShardFiles};
 use crate::mesh::mesh;
-use crate::metrics::{ShardCounters, Stats};
+use crate::metrics::{ShardCounters, Stats, latency_histogram};
 use crate::prefetch::{self, Events};
 use crate::segment::files::{FilesError, tail_file_name};
 use crate::segment::{
@@ -77,7 +78,7 @@ use crate::topology::{Machine, Resolved, TopologyError, raise_file_limit, resolv
 use control::ControlPlane;
 use data_dir::DataDir;
 use listener::Listener;
-use shard_thread::{Doorbell, ShardThread};
+use shard_thread::{Doorbell, ShardThread, monotonic_ns};
 
 /// Commands that may wait for one shard.
 const COMMANDS_MAX: usize = 1024;
@@ -371,6 +372,7 @@ impl Runtime {
                 durability: config.durability,
                 group_commit_ns: config.group_commit_interval.as_nanos() as u64,
                 wall_ms: wall_ms(),
+                step_clock: Some(monotonic_ns),
             };
             let counters = Arc::clone(&self.counters);
             let mut shard = Shard::new(options, store, port, Arc::clone(&commands[no]), counters);
@@ -422,6 +424,16 @@ impl Runtime {
             .iter()
             .for_each(|counters| sum.add(&counters.read()));
         sum
+    }
+
+    /// What each step of the shards' collections took since the start, in nanoseconds.
+    #[must_use]
+    pub fn collection_steps(&self) -> Histogram<u64> {
+        let mut all = latency_histogram();
+        self.counters
+            .iter()
+            .for_each(|counters| counters.collection_steps.add_to(&mut all));
+        all
     }
 
     /// Where memory goes. The resident set is the whole process's, the host's own included.

@@ -66,6 +66,7 @@ const POINTS: [(&str, u64); 44] = [
     ("collect.drop", 2),
     ("collect.remove", 2),
     ("collect.removing", 2),
+    ("collect.forget", 2),
     ("move.begun", 6),
     ("move.copied", 6),
     ("move.still", 6),

@@ -164,6 +164,7 @@ fn twenty_agents_read_what_they_wrote() {
     }
     let storage = |name: &str| report["storage"][name].as_u64().unwrap();
     assert!(storage("logical_bytes") > 0 && report["storage"]["collected_bytes"].is_u64());
+    assert!(report["storage"]["collection_step_ns"]["p99"].is_u64());
     assert!(
         storage("stored_bytes") > storage("logical_bytes"),
         "history is kept"

@@ -96,6 +96,7 @@ impl Rig {
             durability: Durability::Process,
             group_commit_ns: 0,
             wall_ms: 1_700_000_000_000,
+            step_clock: None,
         };
         let commands = Arc::new(ArrayQueue::new(16));
         let port = mesh(1, 4).pop().expect("the port of the only shard");

@@ -171,6 +171,12 @@ impl ShardThread {
     }
 }
 
+/// Nanoseconds from some point, for what a shard times.
+pub(super) fn monotonic_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
 struct Turner {
     shard: Shard<ShardDisk>,
     doorbells: Vec<Arc<Doorbell>>,

@@ -79,6 +79,9 @@ pub struct ObjectIndex {
     free: Vec<u32>,
     /// The collection under way, or the last one.
     round: Round,
+    /// No object was reached by one that came before this one and since the numbers began again; 0 before the
+    /// first.
+    oldest: Round,
     /// What this collection did not reach is going.
     condemned: bool,
     /// Damaged objects that a tree or a history may name: their ids find nothing, but they are not
@@ -100,12 +103,16 @@ impl ObjectIndex {
     /// Begins a collection: nothing is reached yet.
     pub fn begin_round(&mut self) {
         self.condemned = false;
-        self.round = self.round.wrapping_add(1);
-        if self.round == 0 {
-            self.round = 1;
+        self.round = self.round.wrapping_add(1).max(1);
+        if self.round == self.oldest {
+            // Since then no collection went as far as its sweep.
             for object in &mut self.objects {
                 (object.marked, object.followed) = (0, 0);
             }
+            self.oldest = 0;
+        }
+        if self.oldest == 0 {
+            self.oldest = self.round;
         }
     }
 
@@ -119,12 +126,6 @@ impl ObjectIndex {
     pub fn follow(&mut self, no: ObjectNo) -> bool {
         let followed = &mut self.objects[no.0 as usize].followed;
         std::mem::replace(followed, self.round) != self.round
-    }
-
-    /// Whether the collection went on behind a checkpoint already.
-    #[must_use]
-    pub fn is_followed(&self, no: ObjectNo) -> bool {
-        self.objects[no.0 as usize].followed == self.round
     }
 
     /// Everything that is needed was reached. What else is kept is found no more from now on, and what
@@ -147,11 +148,27 @@ impl ObjectIndex {
     }
 
     /// Whether the object of a number is kept although the collection did not reach it. Numbers that are
-    /// free are not.
-    #[must_use]
-    pub fn is_unreached(&self, no: ObjectNo) -> bool {
-        let object = &self.objects[no.0 as usize];
+    /// free are not. That earlier ones reached it is forgotten.
+    pub fn sweep(&mut self, no: ObjectNo) -> bool {
+        let object = &mut self.objects[no.0 as usize];
+        if object.marked != self.round && object.marked > 0 {
+            object.marked = 0;
+        }
+        if object.followed != self.round && object.followed > 0 {
+            object.followed = 0;
+        }
         object.kept && object.marked != self.round && !object.quarantined
+    }
+
+    /// All objects were swept.
+    pub fn end_sweep(&mut self) {
+        self.oldest = self.round;
+    }
+
+    /// Whether the collection reached an object.
+    #[must_use]
+    pub fn is_marked(&self, no: ObjectNo) -> bool {
+        self.objects[no.0 as usize].marked == self.round
     }
 
     /// Whether an object of that id was found to be damaged, which a tree or a history may name.
@@ -410,9 +427,9 @@ mod tests {
         index.keep(again);
         index.release(again);
         assert_eq!(index.find(&ids[1]), Some(again));
-        let unreached = nos.map(|no| index.is_unreached(no));
+        let unreached = nos.map(|no| index.sweep(no));
         assert_eq!(
-            (unreached, index.is_unreached(again)),
+            (unreached, index.sweep(again)),
             ([false, true, true], false)
         );
         index.acquire(nos[1]);

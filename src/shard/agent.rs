@@ -120,8 +120,8 @@ pub struct Agent {
     pub adopted: BTreeSet<ObjectId>,
     /// While it is suspended: the kept blob that lists its hot keys.
     pub hot: Option<ObjectId>,
-    /// Something of it may have changed since a collection looked at it.
-    pub touched: bool,
+    /// The last look of a collection that it was touched behind.
+    pub touched: u32,
     /// The last saying again that it took part in.
     pub restated: Restated,
     /// Its sets of candidates.
@@ -150,7 +150,7 @@ impl Agent {
             tags: BTreeMap::new(),
             adopted: BTreeSet::new(),
             hot: None,
-            touched: true,
+            touched: 0,
             restated: 0,
             sets: Sets::default(),
             window: None,
@@ -244,7 +244,7 @@ impl Agent {
             adopted: self.adopted.clone(),
             hot: self.hot,
             sets: self.sets.shell(),
-            touched: true,
+            touched: 0,
             restated: 0,
             window: None,
             window_fd: None,

@@ -251,6 +251,7 @@ impl<D: Disk> Shard<D> {
         crash::point("commit.appended");
         self.flush_commit()?;
         crash::point("commit.flushed");
+        self.grow_marked(place, &prepared.id);
         self.store.committed(place, &prepared);
         let allocations = thread_allocations() - before;
         self.counters().allocations_checkpoint.add(allocations);

@@ -11,6 +11,7 @@ use crate::agent::call::{self, Call, Logged, Revision};
 use crate::id::{BranchNo, ObjectId, Retention};
 use crate::segment::memory::{MemoryDisk, Random};
 
+mod pace;
 mod pruned;
 
 type Keys = BTreeMap<Vec<u8>, Vec<u8>>;

@@ -460,6 +460,24 @@ impl<D: Disk> Store<D> {
         self.trim_nodes();
     }
 
+    /// Lets a collection take for reached what a commit brings that was flushed and does not count yet: the
+    /// checkpoint, the nodes of its tree, and the values of its changes.
+    pub(super) fn mark_commit(&mut self, at: BranchRef, made: ObjectNo) {
+        let (objects, commits) = (&mut self.tables.objects, &self.commits);
+        objects.mark(made);
+        for (id, _) in commits.writer.new_nodes() {
+            if let Some(no) = objects.find(&id) {
+                objects.mark(no);
+            }
+        }
+        for &place in &commits.places {
+            let (_, held) = self.tables.branch(at).keys.at(place);
+            if let Some(value) = held.value {
+                self.tables.objects.mark(ObjectNo(value.object));
+            }
+        }
+    }
+
     /// What a checkpoint says, if the agent may read it.
     ///
     /// # Errors

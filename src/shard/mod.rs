@@ -142,6 +142,9 @@ pub struct ShardOptions {
     pub group_commit_ns: u64,
     /// Milliseconds since 1970 when the shard's time began.
     pub wall_ms: u64,
+    /// Nanoseconds from any point: what steps of a collection are timed with. Nothing that the shard does
+    /// depends on it.
+    pub step_clock: Option<fn() -> u64>,
 }
 
 /// Agents that are not where their names say: their shard, and how often they have moved.

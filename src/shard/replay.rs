@@ -285,7 +285,7 @@ impl Tables {
         let loose = std::mem::take(&mut self.loose);
         loose.iter().for_each(|&no| self.objects.pin(no));
         self.give_up_dropped(dropped)?;
-        self.forget_left(dropped);
+        self.forget_left(dropped, 0, usize::MAX);
         self.give_up_missing()?;
         let named = |no: &u32| {
             let object = self.objects.get(ObjectNo(*no));

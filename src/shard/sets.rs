@@ -261,9 +261,10 @@ impl Tables {
 
     /// A set, if it is open.
     pub fn open_set_mut(&mut self, at: SetRef) -> Option<&mut OpenSet> {
-        let agent = self.agents.get_mut(at.agent.0 as usize)?.as_deref_mut()?;
-        agent.touched = true;
-        agent.sets.get_mut(at.set)
+        if !self.has_agent(at.agent) {
+            return None;
+        }
+        self.agent_mut(at.agent).sets.get_mut(at.set)
     }
 }
 

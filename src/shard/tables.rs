@@ -101,6 +101,11 @@ pub struct Tables {
     pub(super) agents: Vec<Option<Box<Agent>>>,
     /// Agents that are there.
     agent_count: u32,
+    /// Agents touched since a marking looked at them last, once each; while none is under way, nothing.
+    touched: Vec<AgentNo>,
+    /// Counts how often it took them up; 0 while none is under way.
+    look: u32,
+    last_look: u32,
     /// By name.
     pub by_name: HashMap<Box<[u8]>, AgentNo>,
     /// All objects.
@@ -160,17 +165,37 @@ impl Tables {
         let agent = self.agents[no.0 as usize]
             .as_deref_mut()
             .expect("an agent that is there");
-        agent.touched = true;
+        if agent.touched != self.look {
+            agent.touched = self.look;
+            if self.look > 0 {
+                self.touched.push(no);
+            }
+        }
         agent
     }
 
-    /// Agents that were touched since this was asked last, or all of them.
-    pub(super) fn touched_agents(&mut self, all: bool) -> impl Iterator<Item = AgentNo> {
-        let numbered = (0..).map(AgentNo).zip(&mut self.agents);
-        numbered.filter_map(move |(no, agent)| {
-            let touched = std::mem::take(&mut agent.as_deref_mut()?.touched);
-            (touched || all).then_some(no)
-        })
+    /// From now on agents that are touched are listed.
+    pub(super) fn begin_looks(&mut self) {
+        self.touched.clear();
+        self.next_look();
+    }
+
+    /// Adds the agents to `out` that were touched since this was asked last, or since it began.
+    pub(super) fn take_touched(&mut self, out: &mut Vec<AgentNo>) {
+        out.append(&mut self.touched);
+        self.next_look();
+    }
+
+    /// Nobody asks for what is touched any more.
+    pub(super) fn end_looks(&mut self) {
+        self.touched.clear();
+        self.look = 0;
+    }
+
+    fn next_look(&mut self) {
+        // Agents have old numbers: 0 would be taken for one that is listed.
+        self.last_look = self.last_look.wrapping_add(1).max(1);
+        self.look = self.last_look;
     }
 
     /// Whether there is an agent of this number.
@@ -213,7 +238,8 @@ impl Tables {
         }
         self.agent_count += 1;
         self.by_name.insert(name.into(), no);
-        self.agents[at].insert(Box::new(Agent::new(name, public)))
+        self.agents[at] = Some(Box::new(Agent::new(name, public)));
+        self.agent_mut(no)
     }
 
     /// Takes an agent out, whose number stays empty; what its branches knew is to be given up.
@@ -262,10 +288,26 @@ impl Tables {
         }
     }
 
-    /// Forgets what was left behind in segments that are gone.
-    pub(super) fn forget_left(&mut self, gone: &[SegmentNo]) {
-        self.pruned.retain(|(segment, _)| !gone.contains(segment));
-        self.pruned.shrink_to(2 * self.pruned.len());
+    /// Forgets what was left behind in segments that are gone, in order: looks at `most` of what is known of
+    /// all, from `next` on; from where to go on, if there is more. What lies behind changes its order.
+    pub(super) fn forget_left(
+        &mut self,
+        gone: &[SegmentNo],
+        mut next: usize,
+        most: usize,
+    ) -> Option<usize> {
+        for _ in 0..most {
+            let Some((segment, _)) = self.pruned.get(next) else {
+                self.pruned.shrink_to(2 * self.pruned.len());
+                return None;
+            };
+            if gone.binary_search(segment).is_ok() {
+                self.pruned.swap_remove(next);
+            } else {
+                next += 1;
+            }
+        }
+        Some(next)
     }
 
     /// The chunk of a large value, `bytes` long, that has byte `at`. `None` where what leads there is

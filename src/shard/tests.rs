@@ -128,6 +128,7 @@ impl World {
                     durability: Durability::Process,
                     group_commit_ns: 0,
                     wall_ms: 0,
+                    step_clock: None,
                 };
                 let commands = Arc::new(ArrayQueue::new(16));
                 let (asked, counters) = (Arc::clone(&commands), Arc::clone(&counters));

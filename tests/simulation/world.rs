@@ -197,6 +197,7 @@ impl World {
                 group_commit_ns: setup.group_commit_ns,
                 // A label only: it may run backwards.
                 wall_ms: random.next() >> 24,
+                step_clock: None,
             };
             let commands = Arc::new(ArrayQueue::new(256));
             store.disk = disk;

@@ -5,10 +5,11 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use hdrhistogram::Histogram;
 use helios::Runtime;
 use helios::client::Session;
 use helios::config::Config;
-use helios::metrics::Stats;
+use helios::metrics::{Stats, latency_histogram};
 
 use super::folder;
 use super::port;
@@ -143,6 +144,14 @@ impl Host {
             Self::Own(own) => own.runtime.stats(),
             Self::Other(other) => other.lane.stats()?,
         })
+    }
+
+    /// What each step of its collections took; of a runtime in another process nothing is known.
+    pub(super) fn collection_steps(&self) -> Histogram<u64> {
+        match self {
+            Self::Own(own) => own.runtime.collection_steps(),
+            Self::Other(_) => latency_histogram(),
+        }
     }
 
     /// What its memory is used for.

@@ -45,8 +45,8 @@ use fleet::Fleet;
 use host::Host;
 use messages::{Answer, Loaded, Order, Walked};
 use report::{
-    Allocations, CpuUse, Detail, HitRatios, Latencies, MemoryUse, Report, ReportFile, Resident,
-    Storage, Verified,
+    Allocations, CpuUse, Detail, HitRatios, Latencies, Latency, MemoryUse, Report, ReportFile,
+    Resident, Storage, Verified,
 };
 use scenario::Deal;
 use score::{Scores, Steps};
@@ -166,6 +166,7 @@ struct Measured {
     /// Their gauges at its end.
     gauges: Stats,
     memory: MemoryUse,
+    collection_steps: Latency,
     resident: Option<Resident>,
     disk_bytes: Option<u64>,
     busy_share_idle: Option<f64>,
@@ -261,6 +262,7 @@ fn measure(
     let before = host.stats()?;
     let measured = walk(fleet, args.seconds, "measuring", bar)?;
     let gauges = host.stats()?;
+    let collection_steps = Latency::of(&host.collection_steps());
     let memory = host.memory()?;
     let process = host.process();
     let resident = process.and_then(process::Process::resident);
@@ -278,6 +280,7 @@ fn measure(
         measured,
         counted: gauges.since(&before),
         gauges,
+        collection_steps,
         memory,
         resident,
         disk_bytes: host.disk_bytes(),
@@ -340,6 +343,7 @@ fn report_of(
             logical_bytes: all.measured.state_bytes + loaded.commons_bytes,
             stored_bytes: all.gauges.live_bytes + all.gauges.garbage_bytes,
             collected_bytes: all.gauges.collected_bytes,
+            collection_step_ns: all.collection_steps,
         },
         memory: all.memory,
         allocations: Allocations {

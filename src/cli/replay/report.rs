@@ -58,7 +58,7 @@ pub(super) struct Latencies {
 }
 
 /// A distribution in nanoseconds; all zero without calls.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub(super) struct Latency {
     pub(super) count: u64,
     pub(super) p50: u64,
@@ -89,6 +89,8 @@ pub(super) struct Storage {
     pub(super) stored_bytes: u64,
     /// Segment files that were removed, since the runtime's start.
     pub(super) collected_bytes: u64,
+    /// What each step of a collection took, since the runtime's start; of a runtime in another process all zero.
+    pub(super) collection_step_ns: Latency,
 }
 
 /// Of the runtime's process, with all agents attached and warm.
@@ -200,7 +202,8 @@ impl Latencies {
 }
 
 impl Latency {
-    fn of(times: &Histogram<u64>) -> Self {
+    /// That of a histogram.
+    pub(super) fn of(times: &Histogram<u64>) -> Self {
         let at = |quantile| times.value_at_quantile(quantile);
         Self {
             count: times.len(),
@@ -376,6 +379,20 @@ fn resource_lines(out: &mut String, report: &Report, detail: &Detail) {
             bytes_text(storage.collected_bytes),
         ),
     );
+    let steps = &storage.collection_step_ns;
+    if steps.count > 0 {
+        line(
+            out,
+            format_args!(
+                "            {} steps of collections: p50 {}, p99 {}, p99.9 {}, longest {}",
+                steps.count,
+                time_text(steps.p50),
+                time_text(steps.p99),
+                time_text(steps.p999),
+                time_text(steps.max),
+            ),
+        );
+    }
     let memory = &report.memory;
     let known = |bytes: Option<u64>| bytes.map_or("unknown".to_owned(), bytes_text);
     line(
@@ -473,6 +490,7 @@ mod tests {
                 logical_bytes: 1_000_000,
                 stored_bytes: 2_500_000,
                 collected_bytes: 700_000,
+                collection_step_ns: Latency::of(tally.times(Call::Cold)),
             },
             memory: MemoryUse::default(),
             allocations: Allocations {
@@ -549,7 +567,7 @@ mod tests {
         assert_eq!(keys(&object["memory"]), memory);
         assert_eq!(
             keys(&object["storage"]),
-            "collected_bytes logical_bytes stored_bytes"
+            "collected_bytes collection_step_ns logical_bytes stored_bytes"
         );
         assert_eq!(keys(&object["allocations"]), "checkpoint hit miss write");
         assert_eq!(keys(&object["cpu"]), "busy_share_idle");

@@ -35,6 +35,12 @@ impl Log {
         self.segments.all()
     }
 
+    /// A segment with records, if it was not removed. O(log segments).
+    #[must_use]
+    pub fn segment(&self, segment: SegmentNo) -> Option<&SegmentState> {
+        self.segments.get(segment)
+    }
+
     /// Sums over all segments. O(segments).
     #[cfg(test)]
     pub(crate) fn totals(&self) -> LogTotals {

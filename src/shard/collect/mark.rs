@@ -4,11 +4,14 @@
 //! rule keeps, the trees that working sets and forks lie on, tags, candidates. It goes on over checkpoints and nodes,
 //! one at a time, while the shard serves: a tree never changes, so what was reached stays reached. What
 //! changes is where branches point; an agent that was touched meanwhile is looked at once more, and in
-//! the end all of these in one turn.
+//! the end the last of these in one turn. What a checkpoint adds to a state that was reached counts as reached
+//! at once: whoever commits without end adds nothing to the work. Where agents are touched faster than that, the
+//! last looks come at the ends of turns, each at no more than the turn touched and a few.
 //!
 //! Cost of a step: a node is read from the page cache, hashed, and each of its entries (some 40) looked up
-//! by its id, 10 to 20 us together. Memory: the nodes of one path with their siblings, the frontier of
-//! a history, and a bit for each object.
+//! by its id, 10 us together; or [`ROOTS_PER_STEP`] roots are looked up. An agent is looked at as a whole: one
+//! with a thousand branches makes a long step. Memory: the nodes of one path with their siblings, the frontier of
+//! a history, two bytes for each object.
 //!
 //! Invariants
 //! - values that keys name, and chunks that their nodes name, hold references: they need no mark.
@@ -19,16 +22,23 @@ use std::collections::{BinaryHeap, HashSet};
 use crate::id::{AgentNo, ObjectId, Retention};
 use crate::segment::Disk;
 use crate::segment::index::{ObjectIndex, ObjectNo};
+use crate::shard::agent::BranchRef;
 use crate::shard::base::reference;
 use crate::shard::collect::reader::Reader;
+use crate::shard::collect::spend;
 use crate::shard::store::{Refused, Store};
 use crate::state::checkpoint::Checkpoint;
 use crate::state::tree::{EMPTY_TREE, Reference, references};
 
-/// Agents whose roots changed that are looked at in one turn, the last one of marking.
-const TOUCHED_MAX: usize = 64;
-/// How often agents that are touched all the time are looked at again before that turn comes anyway.
-const PASSES_MAX: u32 = 8;
+/// What agents name that is looked up in one step, but for the agent that passes this.
+const ROOTS_PER_STEP: usize = 64;
+/// Agents beside those that the turn touched which are looked at in one step, once there is one each turn.
+const AGENTS_PER_LATE_STEP: usize = 16;
+/// Entries of a node that are looked up in one step.
+const ENTRIES_PER_STEP: usize = 64;
+/// How often agents that are touched all the time are looked at again before that is done at the end of
+/// each turn.
+const PASSES_MAX: u32 = 4;
 
 /// What is reached, and not yet looked into.
 #[derive(Clone, Copy, Debug)]
@@ -84,6 +94,14 @@ impl Age {
     }
 }
 
+/// Everything that an agent names, but its keys.
+#[derive(Debug, Default)]
+struct Roots {
+    heads: Vec<(ObjectId, Retention)>,
+    trees: Vec<ObjectId>,
+    states: Vec<ObjectId>,
+}
+
 /// The work list of a marking.
 #[derive(Debug, Default)]
 pub struct Marker {
@@ -93,9 +111,15 @@ pub struct Marker {
     adopted: HashSet<(AgentNo, ObjectNo)>,
     /// Heads of branches, and the rules by which their histories were followed.
     heads: HashSet<(AgentNo, ObjectNo, Retention)>,
+    /// Numbers of agents that are still to be looked at for the first time.
+    first: std::ops::Range<u32>,
     /// Agents whose roots are still to be looked at in this pass, from the last one.
     agents: Vec<AgentNo>,
     passes: u32,
+    /// Of the node that the reader holds: entries that were looked up, while some are left.
+    entries: Option<usize>,
+    /// What one agent names; the memory is kept for the next.
+    roots: Roots,
     /// Milliseconds since 1970, for rules about age.
     wall_ms: u64,
 }
@@ -104,11 +128,20 @@ impl Marker {
     /// Begins anew.
     pub fn begin<D: Disk>(&mut self, store: &mut Store<D>, wall_ms: u64) {
         store.tables.objects.begin_round();
+        store.tables.begin_looks();
+        // Mostly one branch each: a table that grows is a long step.
+        let heads = 2 * store.tables.agent_count() as usize;
         *self = Self {
             wall_ms,
+            first: 0..store.tables.next_agent().0,
+            heads: HashSet::with_capacity(heads),
             ..Self::default()
         };
-        self.agents.extend(store.tables.touched_agents(true));
+    }
+
+    /// Whether agents are touched as fast as they are looked at: the next step is due with the end of the turn.
+    pub fn is_late(&self) -> bool {
+        self.passes > PASSES_MAX
     }
 
     /// Does one step; whether there is more to do.
@@ -121,72 +154,136 @@ impl Marker {
         store: &mut Store<D>,
         reader: &mut Reader,
     ) -> Result<bool, Refused> {
-        if !self.histories.is_empty() {
+        if self.entries.is_some() {
+            self.reach_entries(store, reader.last())?;
+        } else if !self.histories.is_empty() {
             self.walk(store, reader)?;
         } else if !self.work.is_empty() {
             self.look_into(store, reader)?;
-        } else if let Some(&agent) = self.agents.last() {
-            self.agents.pop();
-            self.push_roots(store, agent)?;
+        } else if self.first.is_empty() && (self.agents.is_empty() || self.is_late()) {
+            return self.look_again(store);
         } else {
-            return self.next_pass(store);
+            self.look_at_some(store, 0)?;
         }
         Ok(true)
     }
 
-    /// Takes agents up again that were touched since they were looked at; whether there is more to do.
-    /// Where not, nothing can change before the caller acts on it.
-    fn next_pass<D: Disk>(&mut self, store: &mut Store<D>) -> Result<bool, Refused> {
-        self.agents.extend(store.tables.touched_agents(false));
-        self.passes += 1;
-        if self.agents.len() > TOUCHED_MAX && self.passes < PASSES_MAX {
-            return Ok(true);
+    /// Looks at agents of this pass: at so many at least, and until there was enough to do.
+    fn look_at_some<D: Disk>(
+        &mut self,
+        store: &mut Store<D>,
+        at_least: usize,
+    ) -> Result<(), Refused> {
+        let (mut roots, mut looked) = (0, 0);
+        while roots < ROOTS_PER_STEP || looked < at_least {
+            let Some(agent) = self.first.next().map(AgentNo).or_else(|| self.agents.pop()) else {
+                break;
+            };
+            roots += 1 + self.push_roots(store, agent)?;
+            looked += 1;
         }
-        while let Some(agent) = self.agents.pop() {
-            self.push_roots(store, agent)?;
-        }
-        // What they point at since then was mostly reached before.
-        Ok(!self.work.is_empty() || !self.histories.is_empty())
+        spend(roots);
+        Ok(())
     }
 
-    /// Reaches everything that an agent names.
-    fn push_roots<D: Disk>(&mut self, store: &mut Store<D>, agent: AgentNo) -> Result<(), Refused> {
-        if !store.tables.has_agent(agent) {
-            return Ok(());
+    /// Takes agents up again that were touched since they were looked at; whether there is more to do.
+    /// Where not, nothing can change before the caller acts on it.
+    fn look_again<D: Disk>(&mut self, store: &mut Store<D>) -> Result<bool, Refused> {
+        let before = self.agents.len();
+        store.tables.take_touched(&mut self.agents);
+        let touched = self.agents.len() - before;
+        // Late is only who is called at the end of each turn: at no more than that and a few, it would never end.
+        let at_least = match self.is_late() {
+            true => touched + AGENTS_PER_LATE_STEP,
+            false => 0,
+        };
+        self.passes += u32::from(before == 0);
+        self.look_at_some(store, at_least)?;
+        // What they point at since then was mostly reached before.
+        Ok(!self.agents.is_empty() || !self.work.is_empty() || !self.histories.is_empty())
+    }
+
+    /// Lets what a checkpoint adds to a branch count as reached, if all that it is made of does, or will: its
+    /// nodes name each other, values of the changes, and what the tree before names. For a checkpoint that
+    /// was flushed and follows the head alone, before the branch has it.
+    pub fn grow<D: Disk>(&mut self, store: &mut Store<D>, at: BranchRef, made: &ObjectId) {
+        let objects = &store.tables.objects;
+        let is_reached = |id: &ObjectId| objects.find(id).filter(|&no| objects.is_marked(no));
+        let branch = store.tables.branch(at);
+        if branch.base != EMPTY_TREE && is_reached(&branch.base).is_none() {
+            return;
         }
-        let known = store.tables.agent(agent);
-        let mut heads = Vec::new();
-        let mut trees = Vec::new();
-        let mut states = Vec::new();
-        for branch in known.all_branches() {
-            trees.push(branch.base);
-            if let Some(head) = branch.head {
-                heads.push((head, branch.retention));
+        let rule = branch.retention;
+        if let Some(head) = branch.head {
+            let followed = |no| match rule {
+                Retention::Last(0 | 1) => true,
+                rule => self.heads.contains(&(at.agent, no, rule)),
+            };
+            if !is_reached(&head).is_some_and(followed) {
+                return;
             }
         }
-        states.extend(known.tags.values().map(|tag| tag.target));
-        states.extend(known.sets.roots());
-        states.extend(&known.adopted);
+        if let Some(made) = objects.find(made) {
+            self.heads.insert((at.agent, made, rule));
+            store.mark_commit(at, made);
+        }
+    }
+
+    /// Reaches everything that an agent names; how much that is.
+    fn push_roots<D: Disk>(
+        &mut self,
+        store: &mut Store<D>,
+        agent: AgentNo,
+    ) -> Result<usize, Refused> {
+        if !store.tables.has_agent(agent) {
+            return Ok(0);
+        }
+        let known = store.tables.agent(agent);
+        let mut roots = std::mem::take(&mut self.roots);
+        roots.clear();
+        for branch in known.all_branches() {
+            if branch.base != EMPTY_TREE {
+                roots.trees.push(branch.base);
+            }
+            if let Some(head) = branch.head {
+                roots.heads.push((head, branch.retention));
+            }
+        }
+        let tagged = known.tags.values().map(|tag| tag.target);
+        roots.states.extend(tagged);
+        roots.states.extend(known.sets.roots());
+        roots.states.extend(&known.adopted);
         let hot = known.hot;
         let objects = &mut store.tables.objects;
         // A list that is damaged costs time, and nothing else.
         if let Some(no) = hot.and_then(|hot| objects.find(&hot)) {
             objects.mark(no);
         }
-        for tree in trees.iter().filter(|tree| **tree != EMPTY_TREE) {
+        let reached = self.reach_roots(store, agent, &roots);
+        self.roots = roots;
+        reached
+    }
+
+    fn reach_roots<D: Disk>(
+        &mut self,
+        store: &mut Store<D>,
+        agent: AgentNo,
+        roots: &Roots,
+    ) -> Result<usize, Refused> {
+        for tree in &roots.trees {
             self.reach_node(store, tree)?;
         }
-        for state in states {
-            self.reach_checkpoint(store, agent, &state, false)?;
+        for state in &roots.states {
+            self.reach_checkpoint(store, agent, state, false)?;
         }
-        for (head, rule) in heads {
-            match rule {
-                Retention::All => self.reach_checkpoint(store, agent, &head, true)?,
-                Retention::Last(0 | 1) => self.reach_checkpoint(store, agent, &head, false)?,
-                rule => self.begin_history(store, agent, &head, rule)?,
+        for (head, rule) in &roots.heads {
+            match *rule {
+                Retention::All => self.reach_checkpoint(store, agent, head, true)?,
+                Retention::Last(0 | 1) => self.reach_checkpoint(store, agent, head, false)?,
+                rule => self.begin_history(store, agent, head, rule)?,
             }
         }
-        Ok(())
+        Ok(roots.trees.len() + roots.states.len() + roots.heads.len())
     }
 
     fn reach_node<D: Disk>(&mut self, store: &mut Store<D>, id: &ObjectId) -> Result<(), Refused> {
@@ -234,6 +331,7 @@ impl Marker {
             Work::Node(no) => {
                 let bytes = reader.bytes(store, no)?;
                 self.work.pop();
+                self.entries = Some(0);
                 self.reach_entries(store, bytes)
             }
             Work::Checkpoint {
@@ -284,10 +382,16 @@ impl Marker {
         }
     }
 
+    /// Reaches what some more entries of a node name.
     fn reach_entries<D: Disk>(&mut self, store: &mut Store<D>, node: &[u8]) -> Result<(), Refused> {
         let objects = &mut store.tables.objects;
-        let mut missing = false;
+        let from = self.entries.take().unwrap_or_default();
+        let (mut missing, mut entries) = (false, 0);
         let read = references(node, |entry| {
+            entries += 1;
+            if entries <= from || entries > from + ENTRIES_PER_STEP {
+                return;
+            }
             let (id, is_node) = match entry {
                 Reference::Node(id) => (id, true),
                 Reference::Value(value) => (reference(&value).0, false),
@@ -303,6 +407,10 @@ impl Marker {
                 self.work.push(Work::Node(no));
             }
         });
+        spend((entries - from).min(ENTRIES_PER_STEP));
+        if entries > from + ENTRIES_PER_STEP {
+            self.entries = Some(from + ENTRIES_PER_STEP);
+        }
         match read {
             Ok(()) if !missing => Ok(()),
             _ => Err(Refused::Corrupt),
@@ -406,6 +514,14 @@ impl Marker {
             true => self.reach_node(store, &tree),
             false => Ok(()),
         }
+    }
+}
+
+impl Roots {
+    fn clear(&mut self) {
+        self.heads.clear();
+        self.trees.clear();
+        self.states.clear();
     }
 }
 

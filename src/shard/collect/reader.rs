@@ -27,6 +27,11 @@ impl Reader {
         Ok(&self.bytes)
     }
 
+    /// The bytes that were asked for last.
+    pub fn last(&self) -> &[u8] {
+        &self.bytes
+    }
+
     /// Takes what the I/O core read of an object.
     pub fn take<D: Disk>(&mut self, store: &mut Store<D>, no: ObjectNo, stored: &[u8]) {
         let object = store.tables.objects.get(no);

@@ -14,12 +14,15 @@
 
 use crate::id::{AgentNo, BranchNo, ObjectId, Retention, SetNo};
 use crate::segment::{Collapse, Disk, HEAD_BYTES_MAX, Head, Record};
-use crate::shard::agent::{Agent, BranchRef, is_fork};
+use crate::shard::agent::{BranchRef, is_fork};
+use crate::shard::collect::spend;
 use crate::shard::groups::SetRef;
 use crate::shard::store::{Refused, Store, refused};
 
 /// Records appended in one turn.
 const RECORDS_PER_TURN: usize = 64;
+/// Agents and branches that are weighed in one step, but for the agent that passes this.
+const BRANCHES_PER_STEP: usize = 128;
 /// Room that a record may need for what has to be said before it: its agent, its branch, the branch's rule.
 pub const BEFORE_BYTES: usize = HEAD_BYTES_MAX;
 /// What a record takes beside its key, about.
@@ -66,6 +69,7 @@ impl Restate {
             return Err(Refused::NoSpace);
         }
         for _ in 0..RECORDS_PER_TURN {
+            spend(1);
             if let Some(&gap) = self.gaps.last() {
                 store.say(gap)?;
                 self.gaps.pop();
@@ -122,6 +126,42 @@ fn items<D: Disk>(store: &Store<D>, no: AgentNo) -> Vec<Item> {
     items
 }
 
+/// Finds out about how many bytes saying everything again takes.
+#[derive(Debug, Default)]
+pub struct Weighing {
+    next_agent: u32,
+    bytes: u64,
+}
+
+impl Weighing {
+    /// Looks at some more agents; the bytes, once that was the last.
+    pub fn step<D: Disk>(&mut self, store: &Store<D>) -> Option<u64> {
+        let tables = &store.tables;
+        let mut branches = 0;
+        while branches < BRANCHES_PER_STEP {
+            if self.next_agent == tables.next_agent().0 {
+                return Some(self.bytes + tables.pruned.len() as u64 * RECORD_BYTES);
+            }
+            let no = AgentNo(self.next_agent);
+            self.next_agent += 1;
+            branches += 1;
+            spend(1);
+            if !tables.has_agent(no) {
+                continue;
+            }
+            let agent = tables.agent(no);
+            let mut records = agent.tags.len() + agent.adopted.len() + 2;
+            for branch in agent.all_branches() {
+                records += 1 + branch.keys.changes();
+                branches += 1;
+                spend(1);
+            }
+            self.bytes += records as u64 * (RECORD_BYTES + 32);
+        }
+        None
+    }
+}
+
 impl<D: Disk> Store<D> {
     /// Begins to say everything again.
     pub(super) fn begin_restate(&mut self) -> Restate {
@@ -132,18 +172,6 @@ impl<D: Disk> Store<D> {
             pruned: self.tables.pruned.len(),
             ..Restate::default()
         }
-    }
-
-    /// About how many bytes saying everything again takes.
-    pub(super) fn restated_bytes(&self) -> u64 {
-        let of_agent = |(_, agent): (AgentNo, &Agent)| {
-            let names = agent.tags.len() + agent.adopted.len() + 2;
-            let branches = agent.all_branches();
-            let records: usize = branches.map(|branch| 1 + branch.keys.changes()).sum();
-            (names + records) as u64 * (RECORD_BYTES + 32)
-        };
-        let of_agents: u64 = self.tables.all_agents().map(of_agent).sum();
-        of_agents + self.tables.pruned.len() as u64 * RECORD_BYTES
     }
 
     /// Says what a record is about, if nobody has yet since the saying began.

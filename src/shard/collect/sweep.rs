@@ -10,14 +10,19 @@ use crate::id::{ObjectId, SegmentNo};
 use crate::segment::index::ObjectNo;
 use crate::segment::{Disk, Head, Location, Record, SegmentState, moved_bytes};
 use crate::shard::collect::reader::Reader;
+use crate::shard::collect::spend;
 use crate::shard::store::{Refused, Store};
 
 /// Objects looked at in one turn.
-const OBJECTS_PER_TURN: u32 = 4096;
+const OBJECTS_PER_TURN: u32 = 2048;
+/// Of these, what counts like one thing that takes a few cache lines: they lie in a row.
+const OBJECTS_PER_UNIT: usize = 16;
 /// Objects given up in one turn.
-const GIVEN_UP_PER_TURN: u64 = 128;
+const GIVEN_UP_PER_TURN: u64 = 64;
 /// Bytes moved in one turn, but for the object that passes this.
-const MOVED_BYTES_PER_TURN: usize = 64 << 10;
+const MOVED_BYTES_PER_TURN: usize = 32 << 10;
+/// Of these, what is read, hashed and written about as fast as one thing is looked at.
+const MOVED_BYTES_PER_UNIT: usize = 1 << 10;
 /// A segment of which at most one in so many bytes is needed is emptied.
 const LIVE_SHARE: u64 = 2;
 /// Bytes that one collection moves at most.
@@ -37,11 +42,13 @@ impl Sweep {
         let last = store.tables.objects.numbers();
         let until = last.min(self.next + OBJECTS_PER_TURN);
         let given_up = self.objects;
+        spend((until - self.next) as usize / OBJECTS_PER_UNIT);
         while self.next < until && self.objects - given_up < GIVEN_UP_PER_TURN {
             let no = ObjectNo(self.next);
-            if store.tables.objects.is_unreached(no) {
+            if store.tables.objects.sweep(no) {
                 store.give_up(no);
                 self.objects += 1;
+                spend(1);
             }
             self.next += 1;
         }
@@ -150,6 +157,7 @@ impl Move {
         let last = store.tables.objects.numbers();
         let until = last.min(self.next + OBJECTS_PER_TURN);
         let mut bytes = 0;
+        spend((until - self.next) as usize / OBJECTS_PER_UNIT);
         while self.next < until && bytes < MOVED_BYTES_PER_TURN {
             let no = ObjectNo(self.next);
             let object = store.tables.objects.get(no);
@@ -172,6 +180,7 @@ impl Move {
                             to,
                         });
                         bytes += stored.len();
+                        spend(stored.len().div_ceil(MOVED_BYTES_PER_UNIT));
                         self.bytes += stored.len() as u64;
                     }
                     Err(Refused::Corrupt) => self.leave(at.segment),
