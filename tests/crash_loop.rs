@@ -33,7 +33,7 @@ const LOOPS: u64 = 2;
 const ROUND: Duration = Duration::from_millis(250);
 
 /// Every place of `src/crash.rs`, and how often a round comes by, at most, before it may die there.
-const POINTS: [(&str, u64); 44] = [
+const POINTS: [(&str, u64); 45] = [
     ("io.write", 200),
     ("io.written", 200),
     ("turn.posted", 300),
