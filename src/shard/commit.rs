@@ -225,7 +225,10 @@ impl<D: Disk> Store<D> {
         let head = self.tables.branch(at).head;
         let above = self.sequence_above(at, head, asked.merged)?;
         let reused_bytes = self.append_nodes(commits, begun)?;
-        let keys = self.with_nodes(|nodes| tree::count(nodes, &tree))?;
+        let keys = match commits.writer.keys() {
+            Some(keys) => keys,
+            None => self.with_nodes(|nodes| tree::count(nodes, &tree))?,
+        };
         let mut parents = [tree; 2];
         let mut count = 0;
         for parent in [head, asked.merged].into_iter().flatten() {

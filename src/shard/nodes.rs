@@ -131,15 +131,15 @@ impl NodeCache {
         self.nodes.insert(*id, entry);
     }
 
-    /// Bytes in a buffer of their own: the smallest that a node has left and that holds them. None is
+    /// Bytes in a buffer of their own: the one of those that nodes left last that holds them. None is
     /// made to grow, nor does a small node get a large one.
     pub(super) fn copy(&self, bytes: &[u8]) -> Vec<u8> {
         let mut spare = self.spare.borrow_mut();
-        let fits = spare.iter().enumerate().filter(|(_, buffer)| {
-            (bytes.len()..=2 * bytes.len().max(SMALL_BYTES)).contains(&buffer.capacity())
-        });
-        let smallest = fits.min_by_key(|(_, buffer)| buffer.capacity());
-        let mut buffer = match smallest.map(|(no, _)| no) {
+        let fits = bytes.len()..=2 * bytes.len().max(SMALL_BYTES);
+        let last = spare
+            .iter()
+            .rposition(|buffer| fits.contains(&buffer.capacity()));
+        let mut buffer = match last {
             Some(no) => spare.remove(no),
             None => Vec::with_capacity(bytes.len()),
         };

@@ -43,6 +43,8 @@ use super::{EMPTY_TREE, Nodes, damaged, open, open_bytes};
 pub struct TreeWriter {
     level: Level,
     edits: Changes,
+    /// Keys in the tree that the last apply made, if it made one.
+    keys: Option<u32>,
 }
 
 /// The state of the level that is being changed.
@@ -73,6 +75,7 @@ impl TreeWriter {
         changes: &Changes,
     ) -> Result<ObjectId, TreeError> {
         self.level.built.nodes.clear();
+        self.keys = None;
         if changes.is_empty() {
             return Ok(*root);
         }
@@ -92,13 +95,22 @@ impl TreeWriter {
         self.level.built.nodes.iter()
     }
 
+    /// Keys in the tree that the last [`TreeWriter::apply`] made; `None` where that changed nothing.
+    pub fn keys(&self) -> Option<u32> {
+        self.keys
+    }
+
     fn apply_sorted(
         &mut self,
         nodes: &impl Nodes,
         root: &ObjectId,
         changes: &Changes,
     ) -> Result<ObjectId, TreeError> {
-        let Self { level, edits } = self;
+        let Self {
+            level,
+            edits,
+            keys: made,
+        } = self;
         let top = match *root {
             EMPTY_TREE => None,
             _ => Some((*root, open(nodes, root)?)),
@@ -128,7 +140,9 @@ impl TreeWriter {
             height += 1;
             level.edit(nodes, None, height, edits)?;
         }
-        level.lowest_root(nodes)
+        let (root, keys) = level.lowest_root(nodes)?;
+        *made = Some(keys);
+        Ok(root)
     }
 }
 
@@ -301,10 +315,10 @@ impl Level {
         unchanged
     }
 
-    /// The root: the lowest node that is alone on its level.
-    fn lowest_root(&mut self, nodes: &impl Nodes) -> Result<ObjectId, TreeError> {
+    /// The root, and the keys below it: the lowest node that is alone on its level.
+    fn lowest_root(&mut self, nodes: &impl Nodes) -> Result<(ObjectId, u32), TreeError> {
         let Some((_, mut id, keys)) = self.built.refs.get(0) else {
-            return Ok(EMPTY_TREE);
+            return Ok((EMPTY_TREE, 0));
         };
         if keys == u32::MAX {
             return Err(TreeError::TooManyKeys);
@@ -316,7 +330,7 @@ impl Level {
                 None => open(nodes, &id)?,
             };
             if node.level() == 0 || node.len() > 1 {
-                return Ok(id);
+                return Ok((id, keys));
             }
             let (child, _) = node.child(0);
             if let Some((no, _)) = built {

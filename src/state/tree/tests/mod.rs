@@ -64,6 +64,9 @@ impl Forest {
             assert!(known.insert(id), "a node is new once");
         }
         self.nodes.extend(self.writer.new_nodes());
+        if let Some(keys) = self.writer.keys() {
+            assert_eq!(count(&self.nodes, &root), Ok(keys));
+        }
         let tree = self.ids(&root);
         let mut new = self.writer.new_nodes();
         assert!(
