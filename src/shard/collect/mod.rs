@@ -47,8 +47,11 @@ const LATELY_NS: u64 = 1_000_000;
 /// Then there is so much time between two steps, in nanoseconds: fewer than one operation in twenty finds one
 /// under way.
 const STEP_GAP_NS: u64 = 400_000;
-/// The same where somebody waits for the end, or the log has grown by twice of what makes a collection due.
+/// The same where somebody waits for the end, or the log outgrows the collection: by twice of what makes one
+/// due, and by [`URGENT_BYTES_MIN`].
 const URGENT_STEP_GAP_NS: u64 = 100_000;
+/// Least that the log grows by before steps come faster, in bytes.
+const URGENT_BYTES_MIN: u64 = 256 << 20;
 /// Least that the log grows by between two collections that nobody asked for, in bytes.
 const GROWTH_BYTES_MIN: u64 = 64 << 20;
 /// What happens to be in the way is tried again after so long, in nanoseconds.
@@ -298,25 +301,30 @@ impl<D: Disk> Shard<D> {
 
     /// Whether a collection is to begin: somebody asks, or the log has grown.
     pub(super) fn is_collection_due(&self) -> bool {
-        !self.collector.asked.is_empty() || self.has_grown(1)
+        !self.collector.asked.is_empty() || self.grown_bytes() >= self.due_bytes()
     }
 
-    /// Whether the log grew by so many times of what makes a collection due.
-    fn has_grown(&self, times: u64) -> bool {
+    /// Bytes that the log grew by since the last collection.
+    fn grown_bytes(&self) -> u64 {
         let Collector {
             carried,
             appended_before,
-            needed_before,
             ..
         } = self.collector;
-        let grown = self.counters().log_bytes.get() - appended_before + carried;
-        grown / times >= GROWTH_BYTES_MIN.max(needed_before)
+        self.counters().log_bytes.get() - appended_before + carried
+    }
+
+    /// So many make the next one due.
+    fn due_bytes(&self) -> u64 {
+        GROWTH_BYTES_MIN.max(self.collector.needed_before)
     }
 
     /// Nanoseconds between two steps while lanes are served.
     fn step_gap_ns(&self) -> u64 {
         let Collector { waiting, asked, .. } = &self.collector;
-        match !waiting.is_empty() || !asked.is_empty() || self.has_grown(2) {
+        let is_asked = !waiting.is_empty() || !asked.is_empty();
+        let urgent_bytes = (2 * self.due_bytes()).max(URGENT_BYTES_MIN);
+        match is_asked || self.grown_bytes() >= urgent_bytes {
             true => URGENT_STEP_GAP_NS,
             false => STEP_GAP_NS,
         }
