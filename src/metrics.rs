@@ -11,7 +11,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use hdrhistogram::Histogram;
+pub use hdrhistogram::Histogram;
 
 /// A number written by one thread and read by any.
 #[derive(Debug, Default)]

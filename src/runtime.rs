@@ -48,7 +48,6 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam_queue::ArrayQueue;
-use hdrhistogram::Histogram;
 
 pub use data_dir::DataDirError;
 pub use health::{Failure, Health};
@@ -62,7 +61,7 @@ use crate::crash;
 use crate::id::ShardNo;
 use crate::io::{Backend, IoCore, IoError, IoOptions, ShardDisk, ShardFiles};
 use crate::mesh::mesh;
-use crate::metrics::{ShardCounters, Stats, latency_histogram};
+use crate::metrics::{Histogram, ShardCounters, Stats, latency_histogram};
 use crate::prefetch::{self, Events};
 use crate::segment::files::{FilesError, tail_file_name};
 use crate::segment::{

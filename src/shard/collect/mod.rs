@@ -32,7 +32,7 @@ use crate::segment::{Disk, DiskError, IoRequest, Sequence};
 use crate::shard::Shard;
 use crate::shard::agent::BranchRef;
 use crate::shard::control::Answer;
-use crate::shard::store::Refused;
+use crate::shard::store::{Refused, Store};
 use mark::Marker;
 use reader::Reader;
 use remove::Removal;
@@ -186,6 +186,21 @@ impl Collector {
     pub fn deadline(&self, due: bool) -> Option<u64> {
         let is_idle = matches!(self.phase, Phase::Idle) && !due;
         (!is_idle && self.retry_at > 0).then_some(self.retry_at)
+    }
+
+    fn begin<D: Disk>(&mut self, store: &mut Store<D>, wall_ms: u64) {
+        self.waiting.append(&mut self.asked);
+        self.so_far = Collected::default();
+        self.marker.begin(store, wall_ms);
+    }
+
+    fn end_sweep<D: Disk>(&mut self, store: &mut Store<D>, objects: u64) {
+        self.so_far.objects = objects;
+        self.complained = false;
+        store.tables.objects.end_sweep();
+        store.tables.objects.end_round();
+        // Those that are left were reached, with all that they name, or came since.
+        store.nodes_are_whole = true;
     }
 
     /// Lets a collection be due as if the log had grown.
@@ -348,10 +363,8 @@ impl<D: Disk> Shard<D> {
         let store = &mut self.store;
         let next = match phase {
             Phase::Idle => {
-                collector.waiting.append(&mut collector.asked);
-                collector.so_far = Collected::default();
                 let wall_ms = self.options.wall_ms + self.now / 1_000_000;
-                collector.marker.begin(store, wall_ms);
+                collector.begin(store, wall_ms);
                 Phase::Mark
             }
             Phase::Mark => {
@@ -372,12 +385,7 @@ impl<D: Disk> Shard<D> {
                 if sweep.step(store) {
                     return Ok(true);
                 }
-                collector.so_far.objects = sweep.objects;
-                collector.complained = false;
-                store.tables.objects.end_sweep();
-                store.tables.objects.end_round();
-                // Those that are left were reached, with all that they name, or came since.
-                store.nodes_are_whole = true;
+                collector.end_sweep(store, sweep.objects);
                 Phase::Choose(Weighing::default())
             }
             // One that is gone must not be said again.
@@ -418,28 +426,20 @@ impl<D: Disk> Shard<D> {
                 }
                 Phase::Remove(self.pending.last_ticket())
             }
-            Phase::Remove(ticket) => {
-                if self.pending.is_reading_upto(*ticket) {
-                    return Ok(false);
-                }
-                Phase::Removing(Removal::default())
-            }
+            Phase::Remove(ticket) if self.pending.is_reading_upto(*ticket) => return Ok(false),
+            Phase::Remove(_) => Phase::Removing(Removal::default()),
             Phase::Removing(removal) => match self.remove_segments(removal) {
                 true => return Ok(true),
                 false if removal.is_over() => Phase::Forget(0),
                 false => return Ok(false),
             },
-            Phase::Forget(next) => match self.forget_removed(*next) {
-                Some(more) => {
-                    *next = more;
-                    return Ok(true);
-                }
-                None => {
+            Phase::Forget(next) => {
+                if !self.forget_removed(next) {
                     *phase = Phase::Idle;
                     self.end_collection(CollectEnd::Done);
-                    return Ok(true);
                 }
-            },
+                return Ok(true);
+            }
         };
         crash::point(next.name());
         *phase = next;

@@ -89,11 +89,13 @@ impl<D: Disk> Shard<D> {
         }
     }
 
-    /// Forgets what was left behind in the segments that are gone, from `next` on; from where to go on, if there
-    /// is more.
-    pub(super) fn forget_removed(&mut self, next: usize) -> Option<usize> {
+    /// Forgets some more of what was left behind in the segments that are gone, from `next` on; whether there is
+    /// more.
+    pub(super) fn forget_removed(&mut self, next: &mut usize) -> bool {
         spend(LEFT_PER_STEP / LEFT_PER_UNIT);
         let gone = self.collector.moving.segments();
-        self.store.tables.forget_left(gone, next, LEFT_PER_STEP)
+        let more = self.store.tables.forget_left(gone, *next, LEFT_PER_STEP);
+        *next = more.unwrap_or_default();
+        more.is_some()
     }
 }
