@@ -10,7 +10,7 @@
 //! Nothing waits for it. A crash at any point leaves a log that says what it said before: what was moved is there
 //! twice, what was given up is taken for needed until the next collection.
 //!
-//! Cost of a step: some 5 to 40 us, bounded by what it looks at ([`STEP_UNITS_MAX`]); of a collection: every node that is needed is read and hashed, every object looked at
+//! Cost of a step: some 5 to 40 us, bounded by what it looks at (`STEP_UNITS_MAX`); of a collection: every node that is needed is read and hashed, every object looked at
 //! twice. Memory: one object, the work list of `mark`, 20 bytes for each object on its way.
 //!
 //! Invariants
