@@ -11,7 +11,6 @@ mod dead_device;
 mod deaths;
 #[path = "environment/descriptors.rs"]
 mod descriptors;
-#[expect(dead_code, reason = "one kind of file system is enough here")]
 #[path = "power_cuts/device.rs"]
 mod device;
 #[path = "environment/failing_calls.rs"]
