@@ -122,6 +122,7 @@ impl World {
             is_behind: false,
             rests_until: None,
             told_of_short: false,
+            lines: Default::default(),
             next: super::FIRST_SESSION,
             stop: Arc::new(AtomicBool::new(false)),
             path: "/nowhere/helios.sock".into(),

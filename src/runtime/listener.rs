@@ -100,6 +100,7 @@ impl Listener {
             by_no: HashMap::new(),
             handshakes: Handshakes::default(),
             lines: Lines::default(),
+            told_of_short: false,
             waiting: VecDeque::new(),
             is_behind: false,
             rests_until: None,
@@ -159,6 +160,8 @@ struct Thread {
     by_no: HashMap<SessionNo, u64>,
     handshakes: Handshakes,
     lines: Lines,
+    /// That descriptors are short was said since one was had.
+    told_of_short: bool,
     /// Requests that may still wait for their shard: when they are overdue, in that order.
     waiting: VecDeque<(Instant, u64, u64)>,
     /// Commands wait for room in a shard's queue.
@@ -283,7 +286,9 @@ impl Thread {
                 Err(errno) => {
                     // Out of descriptors: those who wait are accepted when some are free again. The socket
                     // stays readable meanwhile, and the sessions have their turns.
-                    if let Some(held_back) = self.lines.admit(None, Instant::now()) {
+                    if !std::mem::replace(&mut self.told_of_short, true)
+                        && let Some(held_back) = self.lines.admit(None, Instant::now())
+                    {
                         tracing::warn!(%errno, held_back, "no process can be accepted; raise `ulimit -n`");
                     }
                     self.rests_until = Some(Instant::now() + ACCEPT_REST);
@@ -306,7 +311,9 @@ impl Thread {
     /// Whether descriptors are so few that those who are there need them.
     fn descriptors(&mut self, socket: &FrameSocket) -> Result<(), Refusal> {
         let kept = keep_some(socket, self.control.shards());
+        let told = std::mem::replace(&mut self.told_of_short, kept.is_err());
         if let Err(refusal) = &kept
+            && !told
             && let Some(held_back) = self.lines.admit(None, Instant::now())
         {
             tracing::warn!(text = refusal.text, held_back, "processes are refused");
