@@ -43,6 +43,8 @@ use crate::shard::{AttachRequest, Command, Event, Shard};
 use crate::state::tree::EMPTY_TREE;
 use ending::TakenBack;
 pub(in crate::shard) use ending::{Doubts, Ended};
+#[cfg(test)]
+pub(in crate::shard) use landing::LANDING_PER_TURN;
 use landing::{Item, Parcel};
 pub use passing::settle_moves;
 

@@ -6,6 +6,7 @@ use crate::agent::lifecycle::CollectEnd;
 use crate::agent::set_call::SetCall;
 use crate::id::ObjectId;
 use crate::shard::agent::MAIN;
+use crate::shard::migrate::LANDING_PER_TURN;
 use crate::shard::superposition_tests::create;
 
 const SECOND: u64 = 1_000;
@@ -145,7 +146,7 @@ fn what_a_terminated_agent_shared_stays_whole() {
 
 /// Two shards, each with an agent that has much to be given up and much to be said again, and behind it on the
 /// first an agent that moves; their disks.
-fn littered() -> Vec<MemoryDisk> {
+fn littered(changes: u32) -> Vec<MemoryDisk> {
     let mut world = World::cluster(2, 1);
     for no in 0..2 {
         let heavy = named_for(no, "heavy");
@@ -176,6 +177,7 @@ fn littered() -> Vec<MemoryDisk> {
         });
     }
     world.put(b"k", b"2");
+    fill(&mut world, None, changes, "moves");
     world.settled();
     world.disks()
 }
@@ -184,7 +186,7 @@ fn littered() -> Vec<MemoryDisk> {
 /// arrived had its sets said twice. The disk of the source is slow, so that all of it is seen.
 #[test]
 fn a_collection_beside_a_move_says_nothing_wrong() {
-    let disks = littered();
+    let disks = littered(0);
     let mover = named_for(0, "mover");
     let (mut gone_seen, mut restated_seen, mut both) = ([0; 2], [0; 2], 0);
     for delay in 0..90 {
@@ -242,12 +244,13 @@ fn a_collection_beside_a_move_says_nothing_wrong() {
 /// as is asked, and both go on. The agent with its values and sets is at the other one then, after a start too.
 /// How many turns it took so far.
 fn check_move_beside(
+    changes: u32,
     collecting: usize,
     phase: &str,
     far: impl Fn(&mut World, usize) -> bool,
 ) -> usize {
     let mover = named_for(0, "mover");
-    let mut world = World::cluster_over(littered().iter().map(crashed_one).collect(), 3);
+    let mut world = World::cluster_over(littered(changes).iter().map(crashed_one).collect(), 3);
     world.held.clear();
     world.lane = world.lane_to(&mover, 5, 0);
     // Its log has begun a segment, and has the next one.
@@ -301,7 +304,7 @@ fn check_move_beside(
 
 #[test]
 fn what_is_gone_is_not_said_again() {
-    check_move_beside(0, "collect.choose", |world, _| {
+    check_move_beside(0, 0, "collect.choose", |world, _| {
         world.shard_at(0).moves.any_gone()
     });
 }
@@ -310,11 +313,15 @@ fn what_is_gone_is_not_said_again() {
 #[test]
 fn what_lands_while_all_is_said_again_is_there_at_the_next_start() {
     let mover = named_for(0, "mover");
-    let landed = check_move_beside(1, "collect.choose", |world, _| {
-        world.shard_at(1).has_landed(&mover)
-    });
-    for early in 1..=6 {
-        check_move_beside(1, "collect.choose", |_, turns| turns == landed - early);
+    // With so many its sets, and nothing else of it, land in a turn of their own.
+    for changes in [0, LANDING_PER_TURN as u32 - 2] {
+        let landed = check_move_beside(changes, 1, "collect.choose", |world, _| {
+            world.shard_at(1).has_landed(&mover)
+        });
+        for early in 1..=6 {
+            let far = |_: &mut World, turns| turns == landed - early;
+            check_move_beside(changes, 1, "collect.choose", far);
+        }
     }
 }
 

@@ -15,7 +15,7 @@ use crate::shard::store::{Refused, Store, refused};
 use crate::state::Value;
 
 /// Records of an arriving agent that one turn appends.
-const ITEMS_PER_TURN: usize = 512;
+pub(in crate::shard) const LANDING_PER_TURN: usize = 512;
 
 /// An agent without its objects.
 #[derive(Debug)]
@@ -81,7 +81,7 @@ impl<D: Disk> Store<D> {
         agent: AgentNo,
         items: &mut VecDeque<Item>,
     ) -> Result<bool, Refused> {
-        for _ in 0..ITEMS_PER_TURN {
+        for _ in 0..LANDING_PER_TURN {
             let Some(item) = items.front() else {
                 return Ok(false);
             };
