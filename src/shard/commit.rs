@@ -563,10 +563,12 @@ impl<D: Disk> Store<D> {
 
     fn read_any_checkpoint(&mut self, id: &ObjectId, out: &mut Vec<u8>) -> Result<(), Refused> {
         let found = self.tables.objects.find_named(id);
-        let no = found
-            .filter(|&no| self.tables.objects.get(no).kind == ObjectKind::Checkpoint)
-            .ok_or(Refused::NoSuchRevision)?;
-        self.read_whole(no, out)
+        match found.filter(|&no| self.tables.objects.get(no).kind == ObjectKind::Checkpoint) {
+            Some(no) => self.read_whole(no, out),
+            // Nobody pruned it: history does not end there.
+            None if self.tables.objects.is_damaged(id) => Err(Refused::Corrupt),
+            None => Err(Refused::NoSuchRevision),
+        }
     }
 
     /// Appends what makes a branch of a fork: its record, and one for each change.

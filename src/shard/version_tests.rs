@@ -8,7 +8,7 @@ use super::*;
 use crate::agent::CloseReason;
 use crate::agent::call::{self, BranchInfo, Call, Checkpointed, Logged, Revision};
 use crate::agent::packed;
-use crate::id::{BranchNo, LaneNo, SegmentNo, SessionNo};
+use crate::id::{BranchNo, LaneNo, ObjectId, SegmentNo, SessionNo};
 use crate::segment::index::ObjectNo;
 use crate::segment::memory::{FailedWrite, MemoryDisk, Random};
 use crate::segment::{DiskError, ObjectKind};
@@ -814,6 +814,32 @@ fn a_node_that_cannot_be_read_or_is_damaged_fails_its_own_operation() {
             assert_eq!(world.put(b"fresh", b"x").status, Status::Ok);
             assert_eq!(world.get(b"fresh").unwrap(), b"x");
         }
+    }
+}
+
+/// A checkpoint that had been found to be damaged was once said to be none from then on, and history to end there.
+#[test]
+fn a_damaged_checkpoint_is_damaged_each_time_it_is_asked_for() {
+    let mut world = World::new(0);
+    world.put(b"k", b"1");
+    let first = world.made(None).id;
+    world.put(b"k", b"2");
+    world.good(None, &CHECKPOINT);
+    let mut world = world.restarted(0);
+    let objects = &world.shard.store.tables.objects;
+    let found = objects.find(&ObjectId::from_bytes(first)).unwrap();
+    let at = objects.get(found).at;
+    world.disk().bytes_mut(at.segment)[at.offset as usize + 9] ^= 1;
+    for _ in 0..2 {
+        let from = Revision::Checkpoint(first);
+        let fork = Call::Fork { from };
+        assert_eq!(world.call_on(None, &fork).0.status, Status::Corrupt);
+        let log = Call::Log {
+            from: Revision::Head,
+            frontier: Vec::new(),
+            limit: 0,
+        };
+        assert_eq!(world.call_on(None, &log).0.status, Status::Corrupt);
     }
 }
 
