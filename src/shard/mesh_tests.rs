@@ -19,6 +19,7 @@ use crate::segment::memory::{FailedWrite, MemoryDisk, Random};
 mod doubts;
 mod meet;
 mod published;
+mod rest;
 
 pub(super) use published::{fill, named_for};
 

@@ -49,6 +49,8 @@ struct Warm {
     /// Its list, which is held until it was read.
     list: Option<ObjectNo>,
     keys: HotKeys,
+    /// What was asked of the device last, so that the next step can be taken.
+    asked: Option<ObjectNo>,
 }
 
 /// A list that was read, and how far it was gone through.
@@ -121,6 +123,7 @@ impl<D: Disk> Shard<D> {
             agent,
             list,
             keys: HotKeys::default(),
+            asked: None,
         });
         self.tell(AccessKind::Resume, agent, MAIN);
         Ok(())
@@ -153,22 +156,46 @@ impl<D: Disk> Shard<D> {
             let Some(mut warm) = self.warming.agents.pop_front() else {
                 break;
             };
-            let cold = self.warm_one(&mut warm);
-            let ended = warm.list.is_none() && warm.keys.next().is_none();
-            if !ended {
-                self.warming.agents.push_back(warm);
+            let mut cold = self.warm_one(&mut warm);
+            if let Some(object) = cold
+                && warm.asked == Some(object)
+                && !self.warming.in_flight.contains(&object)
+            {
+                // It came, or could not be read, and is not here: asked again and again it would take the place of
+                // what agents ask for.
+                self.skip_one(&mut warm);
+                cold = None;
             }
+            let ended = warm.list.is_none() && warm.keys.next().is_none();
+            let mut is_full = false;
             match cold {
                 None => worked = true,
                 Some(object) if self.warming.in_flight.contains(&object) => {}
                 Some(object) if self.fetch(object) => {
                     self.warming.in_flight.push(object);
+                    warm.asked = cold;
                     worked = true;
                 }
-                Some(_) => break,
+                Some(_) => is_full = true,
+            }
+            if !ended {
+                self.warming.agents.push_back(warm);
+            }
+            if is_full {
+                break;
             }
         }
         worked
+    }
+
+    /// Goes on without what the next step for an agent needs.
+    fn skip_one(&mut self, warm: &mut Warm) {
+        if let Some(list) = warm.list.take() {
+            self.store.unpin(list);
+        } else if let Some((_, _, after)) = warm.keys.next() {
+            warm.keys.at = after;
+        }
+        warm.asked = None;
     }
 
     /// Takes the next step for an agent; what has to be read from the device for it.
