@@ -234,10 +234,7 @@ impl Run {
         match self.world.submit(client, no, op, what) {
             Some(request) => {
                 let model = &mut self.oracle.models[agent];
-                let (entry, count) = (model.next(), deeds.len());
-                for deed in deeds {
-                    model.begin(deed, durability);
-                }
+                let (entry, count) = model.begin_all(deeds, durability);
                 self.keep(agent, request, What::Write { entry, count });
             }
             None => self.table.fire("full ring"),

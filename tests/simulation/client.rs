@@ -192,7 +192,7 @@ impl World {
         client: u64,
         branch: Option<BranchNo>,
         key: &[u8],
-    ) -> Result<Option<Result<Vec<u8>, Status>>, Crash> {
+    ) -> Result<Option<Result<Vec<u8>, Answer>>, Crash> {
         let mut value = Vec::new();
         loop {
             let what = Carries {
@@ -205,7 +205,7 @@ impl World {
                 return Ok(None);
             };
             if !answer.is_good() {
-                return Ok(Some(Err(answer.completion.status)));
+                return Ok(Some(Err(answer)));
             }
             value.extend_from_slice(&answer.bytes);
             if !answer.completion.more {

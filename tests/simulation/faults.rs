@@ -116,7 +116,10 @@ impl Weights {
         Self {
             kill: 1 + one(9),
             power_cut: one(10),
-            recovery: one(10),
+            recovery: match one(3) {
+                0 => 0,
+                more => 3 * more,
+            },
             crash: 1 + one(8),
             write: one(8),
             sync: one(2),
@@ -431,14 +434,14 @@ impl Run {
         setup: &Setup,
         mut cut: bool,
     ) -> (Vec<(Store<MemoryDisk>, u64)>, bool) {
-        for _ in 0..8 {
-            if self.world.random.below(12) >= self.weights.recovery {
+        for _ in 0..12 {
+            if self.world.random.below(10) >= self.weights.recovery {
                 break;
             }
             let no = self.world.random.below(disks.len());
             let most = match self.world.random.below(3) {
-                0 => 200,
-                1 => 40,
+                0 => 100,
+                1 => 30,
                 _ => 12,
             };
             let call = self.world.random.below(most) as u32;

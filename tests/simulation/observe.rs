@@ -59,9 +59,18 @@ impl Run {
         panic!("{call:?} is answered Busy for ever");
     }
 
-    /// Keys of a branch or a fork, with their values.
+    /// Lets some time pass before what was answered Busy is asked again.
+    fn wait_over(&mut self, tries: &mut u32, answer: &super::client::Answer) {
+        *tries += 1;
+        let detail = answer.completion.detail;
+        assert!(*tries < 2_000, "a read is answered Busy for ever: {detail}");
+        self.world.pass(10_000_000);
+    }
+
+    /// Keys of a branch or a fork, with their values. `None`: as of [`Run::observe`].
     pub(super) fn read_keys(&mut self, client: u64, on: BranchNo) -> Result<Option<Keys>, Crash> {
         let mut names: Vec<Vec<u8>> = Vec::new();
+        let mut tries = 0;
         loop {
             let after = names.last().cloned().unwrap_or_default();
             let what = Carries {
@@ -74,7 +83,10 @@ impl Run {
             };
             match answer.completion.status {
                 Status::Ok => {}
-                Status::Busy => continue,
+                Status::Busy => {
+                    self.wait_over(&mut tries, &answer);
+                    continue;
+                }
                 status if self.excuses(status) => return Ok(None),
                 status => panic!("a scan: {status:?}"),
             }
@@ -90,9 +102,16 @@ impl Run {
                 match self.world.read(client, Some(on), &name)? {
                     None => return Ok(None),
                     Some(Ok(value)) => _ = keys.insert(name, Rc::from(value)),
-                    Some(Err(Status::Busy)) => continue,
-                    Some(Err(status)) if self.excuses(status) => return Ok(None),
-                    Some(Err(status)) => panic!("a scan found {name:?}: {status:?}"),
+                    Some(Err(answer)) => match answer.completion.status {
+                        Status::Busy => {
+                            self.wait_over(&mut tries, &answer);
+                            continue;
+                        }
+                        // A volatile write was taken back since.
+                        Status::NotFound if !self.world.rollbacks.is_empty() => return Ok(None),
+                        status if self.excuses(status) => return Ok(None),
+                        status => panic!("a scan found {name:?}: {status:?}"),
+                    },
                 }
                 break;
             }
@@ -100,7 +119,8 @@ impl Run {
         Ok(Some(keys))
     }
 
-    /// All of an agent. `None` where something of it can't be read, and that is known.
+    /// All of an agent. `None` where something of it can't be read, and that is known, or where writes that were
+    /// read were taken back meanwhile.
     pub(super) fn observe(&mut self, client: u64) -> Result<Option<Found>, Crash> {
         let mut found = Found::none();
         let Some(answer) = self.must(client, None, &Call::Branches { after: "" })? else {
@@ -158,7 +178,14 @@ impl Run {
 
     /// Reads an agent of which something is in doubt; it has to be in one of the states it may have.
     pub(super) fn resolve(&mut self, agent: usize, client: u64) -> Result<bool, Crash> {
-        let Some(found) = self.observe(client)? else {
+        let found = self.observe(client)?;
+        if !self.world.rollbacks.is_empty() {
+            // Some of it may have been read before, some behind what a failed flush took back.
+            self.take_notes();
+            self.oracle.models[agent].doubt = true;
+            return Ok(false);
+        }
+        let Some(found) = found else {
             return Ok(false);
         };
         let shard = self.world.home(&self.oracle.models[agent].name);
@@ -208,8 +235,7 @@ impl Run {
     /// Whether what was found may be; `ends`: where the log may have ended.
     pub(super) fn is_allowed(&self, agent: usize, found: &State, end: Option<End>) -> bool {
         let known = self.oracle.is_known();
-        let states = self.oracle.models[agent].allowed(end);
-        states.iter().any(|state| state.admits(found, &known))
+        self.oracle.models[agent].allows(found, end, &known)
     }
 
     pub(super) fn check_found(&self, agent: usize, found: &Found, ends: &[Option<End>]) {
@@ -222,7 +248,7 @@ impl Run {
         let model = &self.oracle.models[agent];
         let mut text = model.describe();
         for end in ends {
-            for state in model.allowed(*end).iter().rev().take(4) {
+            for state in model.allowed(*end).take(4) {
                 text += &format!("  {end:?}: {}\n", state.difference(&found.state));
             }
         }
@@ -245,12 +271,17 @@ impl Run {
         let fork = Call::Fork {
             from: Revision::Checkpoint(id),
         };
-        let Some(answer) = self.world.call(client, None, None, &fork)? else {
-            return Ok(None);
+        let mut tries = 0;
+        let answer = loop {
+            let Some(answer) = self.world.call(client, None, None, &fork)? else {
+                return Ok(None);
+            };
+            match answer.completion.status {
+                Status::Ok => break answer,
+                Status::Busy => self.wait_over(&mut tries, &answer),
+                _ => return Ok(None),
+            }
         };
-        if !answer.is_good() {
-            return Ok(None);
-        }
         let no = BranchNo(answer.items::<BranchInfo>()[0].no);
         let keys = self.read_keys(client, no)?;
         _ = self.world.call(client, Some(no), None, &Call::Discard)?;

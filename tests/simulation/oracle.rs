@@ -18,8 +18,8 @@ use crate::config::Durability;
 pub(super) type Value = Rc<[u8]>;
 pub(super) type Keys = BTreeMap<Vec<u8>, Value>;
 
-/// Most deeds in doubt that are tried in every combination.
-const DOUBTS_MAX: usize = 10;
+/// Most combinations of deeds in doubt that are tried.
+const COMBINATIONS_MAX: usize = 1 << 16;
 
 /// What a branch points at.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -285,6 +285,46 @@ pub(super) struct Entry {
     pub(super) deed: Deed,
     pub(super) outcome: Outcome,
     pub(super) durability: Durability,
+    /// The call of the entry before asked for it, too: of one call a first part is done, or all.
+    joined: bool,
+}
+
+/// Which deeds in doubt were done: every combination, from all to none.
+struct Combinations {
+    /// How many deeds each call has in doubt, and how many of them, the first ones, are taken.
+    calls: Vec<(usize, usize)>,
+    over: bool,
+}
+
+impl Combinations {
+    /// Whether each deed in doubt was done.
+    fn picked(&self) -> Vec<bool> {
+        let calls = self.calls.iter();
+        calls
+            .flat_map(|&(deeds, taken)| (0..deeds).map(move |no| no < taken))
+            .collect()
+    }
+}
+
+impl Iterator for Combinations {
+    type Item = Vec<bool>;
+
+    fn next(&mut self) -> Option<Vec<bool>> {
+        if self.over {
+            return None;
+        }
+        let picked = self.picked();
+        self.over = true;
+        for (deeds, taken) in &mut self.calls {
+            if *taken > 0 {
+                *taken -= 1;
+                self.over = false;
+                break;
+            }
+            *taken = *deeds;
+        }
+        Some(picked)
+    }
 }
 
 /// Where the log of a shard may have ended.
@@ -326,8 +366,21 @@ impl Model {
             deed,
             outcome: Outcome::Open,
             durability,
+            joined: false,
         });
         self.settled + self.journal.len() - 1
+    }
+
+    /// Notes what one call asks for, a deed after the other; how many they are, and the number of the first.
+    pub(super) fn begin_all(&mut self, deeds: Vec<Deed>, durability: Durability) -> (usize, usize) {
+        let (first, count) = (self.next(), deeds.len());
+        for (no, deed) in deeds.into_iter().enumerate() {
+            self.begin(deed, durability);
+            if let Some(entry) = self.journal.last_mut() {
+                entry.joined = no > 0;
+            }
+        }
+        (first, count)
     }
 
     pub(super) fn entry(&mut self, no: usize) -> Option<&mut Entry> {
@@ -409,17 +462,38 @@ impl Model {
                 None => doubts.push(at),
             }
         }
-        let skipped = doubts.len().saturating_sub(DOUBTS_MAX);
-        doubts.drain(..skipped);
         (sure, doubts)
     }
 
+    /// What may have been done of these; of too many the oldest were not.
+    fn combinations(&self, doubts: &mut Vec<usize>) -> Combinations {
+        let mut calls: Vec<(usize, usize)> = Vec::new();
+        let mut combinations = 1;
+        let mut tried = doubts.len();
+        let mut until = doubts.len();
+        for no in (0..doubts.len()).rev() {
+            let at = doubts[no];
+            if self.journal[at].joined && no > 0 && doubts[no - 1] + 1 == at {
+                continue;
+            }
+            combinations *= until - no + 1;
+            if combinations > COMBINATIONS_MAX {
+                break;
+            }
+            calls.push((until - no, until - no));
+            (tried, until) = (no, no);
+        }
+        doubts.drain(..tried);
+        calls.reverse();
+        Combinations { calls, over: false }
+    }
+
     /// The state with these entries.
-    fn with(&self, sure: &[usize], doubts: &[usize], pick: u32) -> State {
+    fn with(&self, sure: &[usize], doubts: &[usize], picked: &[bool]) -> State {
         let mut state = self.base.clone();
         for (at, entry) in self.journal.iter().enumerate() {
-            let doubted = doubts.iter().position(|&it| it == at);
-            if sure.binary_search(&at).is_ok() || doubted.is_some_and(|bit| pick >> bit & 1 == 1) {
+            let doubted = doubts.binary_search(&at).ok();
+            if sure.binary_search(&at).is_ok() || doubted.is_some_and(|no| picked[no]) {
                 entry.deed.apply(&mut state);
             }
         }
@@ -427,16 +501,20 @@ impl Model {
     }
 
     /// The states that it may have. `end`: where the log ended in which it was found, after a crash.
-    pub(super) fn allowed(&self, end: Option<End>) -> Vec<State> {
-        let (sure, doubts) = self.sort_out(end);
-        let mut states: Vec<State> = Vec::new();
-        for pick in 0..1_u32 << doubts.len() {
-            let state = self.with(&sure, &doubts, pick);
-            if !states.contains(&state) {
-                states.push(state);
-            }
-        }
-        states
+    pub(super) fn allowed(&self, end: Option<End>) -> impl Iterator<Item = State> {
+        let (sure, mut doubts) = self.sort_out(end);
+        let combinations = self.combinations(&mut doubts);
+        combinations.map(move |picked| self.with(&sure, &doubts, &picked))
+    }
+
+    /// Whether what was found is one of them.
+    pub(super) fn allows(
+        &self,
+        found: &State,
+        end: Option<End>,
+        is_known: &dyn Fn(&Id) -> bool,
+    ) -> bool {
+        self.allowed(end).any(|state| state.admits(found, is_known))
     }
 
     /// It was read without a crash: what was in doubt was done, or wasn't. `last`: where the log of its
@@ -447,19 +525,19 @@ impl Model {
         last: u64,
         is_known: &dyn Fn(&Id) -> bool,
     ) -> bool {
-        let (sure, doubts) = self.sort_out(None);
+        let (sure, mut doubts) = self.sort_out(None);
         // What left no trace may have been done all the same.
-        let way = (0..1_u32 << doubts.len()).rev().find(|&pick| {
-            let state = self.with(&sure, &doubts, pick);
+        let way = self.combinations(&mut doubts).find(|picked| {
+            let state = self.with(&sure, &doubts, picked);
             state.admits(found, is_known)
         });
-        let Some(pick) = way else {
+        let Some(picked) = way else {
             return false;
         };
         let shard = self.shard;
-        for (bit, &at) in doubts.iter().enumerate() {
+        for (no, &at) in doubts.iter().enumerate() {
             let entry = &mut self.journal[at];
-            if pick >> bit & 1 == 0 {
+            if !picked[no] {
                 entry.outcome = Outcome::Refused;
                 continue;
             }

@@ -154,7 +154,9 @@ impl Run {
             }
         }
         let safe: Vec<u64> = self.promised.iter().map(|it| it.power).collect();
-        if self.world.random.below(16) == 0 {
+        // What a flush that failed had dropped may be there after a crash, as long as no sync was good since.
+        let failed = self.world.seats.iter().any(|seat| seat.failed.is_some());
+        if self.world.random.below(16) == 0 && !failed {
             for model in &mut self.oracle.models {
                 model.settle(&safe);
             }
@@ -180,17 +182,18 @@ impl Run {
     pub(super) fn reachable(&self, agent: usize) -> BTreeSet<Id> {
         use super::oracle::Head;
         let live = self.oracle.models[agent].live();
-        let branches = live.branches.values().map(|line| line.head);
-        let names = live.tags.values().chain(live.published.values()).copied();
-        let sets = live.sets.values().flatten().copied();
+        let branches = live.branches.values().map(|line| (line.head, true));
+        let names = live.tags.values().chain(live.published.values());
+        let names = names.chain(live.sets.values().flatten());
+        // A name keeps its state, and not the history before it.
+        let names = names.map(|&head| (head, false));
         let mut found = BTreeSet::new();
-        for head in branches.chain(names).chain(sets) {
-            if let Head::Known(id) = head {
-                if !self.oracle.commits.contains_key(&id) {
-                    continue;
-                }
+        for (head, with_history) in branches.chain(names) {
+            if let Head::Known(id) = head
+                && self.oracle.commits.contains_key(&id)
+            {
                 found.insert(id);
-                if !self.actors[agent].forgets {
+                if with_history && !self.actors[agent].forgets {
                     found.extend(self.ancestors(id));
                 }
             }
@@ -275,21 +278,27 @@ impl Run {
                 power: *end,
             };
         }
-        let mut found = Vec::new();
+        let (mut found, mut homes) = (Vec::new(), Vec::new());
         for agent in 0..self.actors.len() {
             let name = self.oracle.models[agent].name.clone();
             let client = self.world.attach(&name, false, None);
             let client = client.expect("no crash in a check");
+            let mut home = self.world.home(&name);
             let here = match client {
                 Ok(client) => {
                     let here = self.observe(client).expect("no crash in a check");
                     self.world.drop_client(client);
                     here
                 }
-                Err(crate::shard::AttachError::NoSuchAgent) => Some(super::observe::Found::none()),
+                Err(crate::shard::AttachError::NoSuchAgent) => {
+                    // It is the log that had it which does not know it any more.
+                    home = self.oracle.models[agent].shard;
+                    Some(super::observe::Found::none())
+                }
                 Err(error) => panic!("{name} can't be attached after a start: {error}"),
             };
             found.push(here);
+            homes.push(home);
         }
         for (shard, end) in ends.iter().enumerate() {
             let mut hypotheses = vec![End {
@@ -306,7 +315,7 @@ impl Run {
             }
             // One of them has to hold for all agents of the shard.
             let agents: Vec<usize> = (0..self.actors.len())
-                .filter(|agent| self.world.home(&self.oracle.models[*agent].name) == shard)
+                .filter(|&agent| homes[agent] == shard)
                 .collect();
             let holds = |end: &End| {
                 agents.iter().all(|&agent| {
